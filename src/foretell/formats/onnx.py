@@ -1,0 +1,431 @@
+"""Read ONNX files into graphs. External data is never opened, so weightless files are first-class.
+
+The path: a quick scan of the wire format (refuses what is truncated or absurd before protobuf builds objects from
+it), protobuf, shape inference in a guarded child where the file leaves shapes open, our own shape rules for what
+the child leaves (``com.microsoft`` ops), then :func:`foretell.graph.check.check`.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foretell import guard
+from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, FormatError, ShapeError, UnsupportedError
+from foretell.formats.onnx_wire import scan
+from foretell.graph.check import MAX_DIM, MAX_NODES, MAX_RANK, check
+from foretell.graph.ir import Graph, Node, Shape, Tensor
+from foretell.graph.ops import OPS, SHAPE_RULES
+from foretell.graph.shapes import MAX_VALUE_ELEMENTS, infer
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
+_INFERENCE = guard.Limits(seconds=20.0, memory_bytes=3 * 2**30)
+_STRIP_ABOVE = 4096  # bytes of a constant that shape inference never needs
+
+# TensorProto.DataType: https://onnx.ai/onnx/api/classes.html#tensorproto
+DTYPES: Mapping[int, str] = {
+    1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 8: "str", 9: "bool", 10: "f16", 11: "f64",
+    12: "u32", 13: "u64", 14: "c64", 15: "c128", 16: "bf16", 17: "f8", 18: "f8", 19: "f8", 20: "f8", 21: "u4",
+    22: "i4", 23: "f4", 24: "f8", 25: "u2", 26: "i2",
+}  # fmt: skip
+_NUMPY = {
+    "f32": "<f4", "u8": "u1", "i8": "i1", "u16": "<u2", "i16": "<i2", "i32": "<i4", "i64": "<i8", "bool": "?",
+    "f64": "<f8", "u32": "<u4", "u64": "<u8", "f16": "<f2",
+}  # fmt: skip
+
+
+def read_onnx(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+    name: str | None = None,
+) -> Graph:
+    """Read a model into a graph.
+
+    Args:
+        model: a path, the bytes of a file, or an ``onnx.ModelProto``.
+        shapes: shapes to bind to named inputs with symbolic dimensions.
+        batch: value of every symbolic first dimension of an input.
+        name: name of the graph; by default the file's stem.
+
+    Raises:
+        FormatError: not an ONNX file, truncated, cyclic, or over a limit.
+        ShapeError: unbound symbolic dimensions (the message lists them), or impossible ones.
+    """
+    import onnx as onnx_
+
+    where = name or ""
+    if isinstance(model, onnx_.ModelProto):
+        proto, where = model, where or model.graph.name or "model"
+    else:
+        if not isinstance(model, bytes):
+            path = Path(model)
+            where = where or path.stem
+            data = _read_file(path)
+        else:
+            data = model
+            where = where or "model"
+        scan(data, where)
+        proto = onnx_.ModelProto()
+        try:
+            proto.ParseFromString(data)
+        except Exception as e:
+            raise FormatError(f"not a readable ONNX file ({type(e).__name__})", where=where) from None
+    if not proto.graph.node and not proto.graph.output:
+        raise FormatError("holds no graph", where=where, try_="an .onnx file")
+    if len(proto.graph.node) > MAX_NODES:
+        raise FormatError(f"{len(proto.graph.node)} nodes, over {MAX_NODES}", where=where)
+
+    bound = bind(proto, shapes or {}, batch, where)
+    if bound or proto.functions or not _complete(proto):
+        proto = _inferred(proto, bound, where)
+    return check(_Builder(proto, where).graph())
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise FormatError("no such file" if not path.exists() else "not a regular file", where=str(path))
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise FormatError(
+                f"{size} bytes, over protobuf's 2 GiB", where=str(path), try_="store the weights as external data"
+            )
+        return path.read_bytes()
+    except OSError as e:
+        raise FormatError(f"cannot be read: {e.strerror}", where=str(path)) from None
+
+
+def bind(
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], batch: int | None, where: str
+) -> dict[str, list[int]] | None:
+    """The full shapes of the inputs if any of them was symbolic or is asked to change, else ``None``."""
+    constants = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
+    inputs = [i for i in proto.graph.input if i.name not in constants]
+    unknown = set(shapes) - {i.name for i in inputs}
+    if unknown:
+        raise ShapeError(
+            f"no input called {', '.join(sorted(unknown))}",
+            where=where,
+            try_="one of " + ", ".join(i.name for i in inputs[:20]),
+        )
+    open_: list[str] = []
+    result: dict[str, list[int]] = {}
+    changed = False
+    symbols: dict[str, int] = {}
+    for i in inputs:
+        dims = i.type.tensor_type.shape.dim
+        given = shapes.get(i.name)
+        if given is None:
+            continue
+        if i.type.tensor_type.HasField("shape") and len(given) != len(dims):
+            raise ShapeError(f"input {i.name} has {len(dims)} dimensions, not {len(given)}", where=where)
+        for d, g in zip(dims, given, strict=False):
+            if d.WhichOneof("value") == "dim_param" and d.dim_param:
+                symbols[d.dim_param] = int(g)
+    for i in inputs:
+        if i.type.WhichOneof("value") not in ("tensor_type", None):
+            raise UnsupportedError(f"input {i.name} is not a tensor", where=where)
+        dims = i.type.tensor_type.shape.dim
+        given = shapes.get(i.name)
+        if given is None and not i.type.tensor_type.HasField("shape"):
+            open_.append(f"{i.name} (rank unknown)")
+            continue
+        out: list[int] = []
+        for k in range(len(dims) if given is None else len(given)):
+            d = dims[k] if k < len(dims) else None
+            if given is not None:
+                value = int(given[k])
+                changed |= d is None or d.WhichOneof("value") != "dim_value" or d.dim_value != value
+            elif d is not None and d.WhichOneof("value") == "dim_value":
+                value = int(d.dim_value)
+                if value < 0:
+                    raise ShapeError(f"input {i.name} has a negative dimension {value}", where=where)
+            else:
+                changed = True
+                symbol = d.dim_param if d is not None else ""
+                if symbol in symbols:
+                    value = symbols[symbol]
+                elif k == 0 and batch is not None:
+                    value = batch
+                    if symbol:
+                        symbols[symbol] = batch
+                else:
+                    open_.append(f"{i.name}[{k}]" + (f" ({symbol})" if symbol else ""))
+                    value = 1
+            out.append(value)
+        result[i.name] = out
+    if open_:
+        example = next((i for i in inputs if any(o.startswith(i.name) for o in open_)), inputs[0])
+        dims_text = "x".join(str(d) for d in result.get(example.name, [1, 3, 224, 224]))
+        raise ShapeError(
+            f"unbound dimensions: {', '.join(open_[:20])}{' ...' if len(open_) > 20 else ''}",
+            where=where,
+            try_=f"--shape {example.name}={dims_text} (or --batch N for a leading one)",
+        )
+    for key, dims_ in result.items():
+        if len(dims_) > MAX_RANK or any(d < 0 or d > MAX_DIM for d in dims_) or math.prod(dims_) > 2**48:
+            raise ShapeError(f"input {key} has an impossible shape {dims_}", where=where)
+    return result if changed else None
+
+
+def _static(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    return bool(
+        kind.elem_type and kind.HasField("shape") and all(d.WhichOneof("value") == "dim_value" for d in kind.shape.dim)
+    )
+
+
+def _complete(proto: onnx.ModelProto) -> bool:
+    """Whether the file gives a static shape for everything that a node writes."""
+    known = {v.name for v in proto.graph.value_info if _static(v)}
+    known.update(v.name for v in proto.graph.output if _static(v))
+    return all(t in known for n in proto.graph.node if n.op_type != "Constant" for t in n.output if t)
+
+
+def _inferred(proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where: str) -> onnx.ModelProto:
+    """``proto`` with functions inlined, inputs bound and shapes inferred, by a guarded child."""
+    import onnx as onnx_
+
+    small = onnx_.ModelProto()
+    small.CopyFrom(proto)
+    for t in small.graph.initializer:
+        _strip(t)
+    for node in small.graph.node:
+        for a in node.attribute:
+            if a.HasField("t"):
+                _strip(a.t)
+    message = {"model": base64.b64encode(small.SerializeToString()).decode(), "bind": bound}
+    try:
+        answer = guard.ask("foretell.formats.onnx_infer", message, _INFERENCE)
+    except (ChildTimeout, ChildMemory, ChildCrashed) as e:
+        raise FormatError(f"shape inference failed: {e.what}", where=where) from None
+    if "error" in answer:
+        raise ShapeError(
+            f"shape inference: {answer['error']}", where=where, try_="onnx.checker.check_model on the file"
+        )
+    out = onnx_.ModelProto()
+    out.ParseFromString(base64.b64decode(answer["model"]))
+    return out
+
+
+def _strip(t: onnx.TensorProto) -> None:
+    """Drop the payload of a large constant; what remains looks like external data without a file."""
+    if len(t.raw_data) > _STRIP_ABOVE or math.prod(t.dims) > _STRIP_ABOVE:
+        for f in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+            t.ClearField(f)  # type: ignore[arg-type]
+        t.data_location = 1  # EXTERNAL
+        del t.external_data[:]
+        entry = t.external_data.add()
+        entry.key, entry.value = "location", "absent"
+
+
+class _Builder:
+    """Turns a prepared ModelProto into a graph."""
+
+    def __init__(self, proto: onnx.ModelProto, where: str) -> None:
+        self.proto = proto
+        self.where = where
+        self.tensors: dict[str, Tensor] = {}
+        self.nodes: list[Node] = []
+        self.warnings: list[str] = []
+
+    def graph(self) -> Graph:
+        g = self.proto.graph
+        for t in g.initializer:
+            self._constant(t.name, t)
+        for s in g.sparse_initializer:
+            name = s.values.name
+            self.tensors[name] = Tensor(name, self._dtype(s.values.data_type, name), tuple(s.dims), True)
+        inputs = []
+        for v in g.input:
+            if v.name not in self.tensors:
+                inputs.append(v.name)
+                self._typed(v, True)
+        declared = {v.name: v for v in g.value_info}
+        for v in g.output:
+            if v.type.tensor_type.HasField("shape") or v.name not in declared:
+                declared[v.name] = v
+        for v in declared.values():
+            if v.name not in self.tensors:
+                self._typed(v, False)
+        for n in g.node:
+            self._node(n)
+        self._sort(inputs)
+        missing = infer(self.nodes, self.tensors, SHAPE_RULES)
+        self._guess(missing)
+        outputs = tuple(v.name for v in g.output)
+        unknown = sorted({n.op_type for n in self.nodes if n.op_type not in OPS})
+        if unknown:
+            shown = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
+            self.warnings.append(f"unknown op types are priced by their traffic: {shown}")
+        return Graph(
+            name=self.where,
+            nodes=tuple(self.nodes),
+            tensors=self.tensors,
+            inputs=tuple(inputs),
+            outputs=outputs,
+            format="onnx",
+            warnings=tuple(self.warnings),
+        )
+
+    def _dtype(self, code: int, name: str) -> str:
+        try:
+            return DTYPES[code]
+        except KeyError:
+            raise FormatError(f"tensor {name!r} has unknown element type {code}", where=self.where) from None
+
+    def _typed(self, v: onnx.ValueInfoProto, needed: bool) -> None:
+        kind = v.type.tensor_type
+        if not kind.elem_type or not kind.HasField("shape"):
+            if needed:
+                raise ShapeError(f"input {v.name} has no shape", where=self.where, try_=f"--shape {v.name}=1x3x224x224")
+            return
+        dims = []
+        for d in kind.shape.dim:
+            if d.WhichOneof("value") != "dim_value":
+                return
+            dims.append(d.dim_value)
+        self.tensors[v.name] = Tensor(v.name, self._dtype(kind.elem_type, v.name), tuple(dims))
+
+    def _constant(self, name: str, t: onnx.TensorProto) -> None:
+        shape = tuple(t.dims)
+        dtype = self._dtype(t.data_type, name)
+        value = None
+        if t.data_location != 1 and math.prod(shape) <= MAX_VALUE_ELEMENTS:
+            value = _small_value(t, dtype, shape)
+        self.tensors[name] = Tensor(name, dtype, shape, True, value)
+
+    def _node(self, n: onnx.NodeProto) -> None:
+        op = f"{n.domain}:{n.op_type}" if n.domain and n.domain != "ai.onnx" else n.op_type
+        attrs: dict[str, Any] = {}
+        for a in n.attribute:
+            kind = a.type
+            if kind == 2:
+                attrs[a.name] = a.i
+            elif kind == 7:
+                attrs[a.name] = tuple(a.ints)
+            elif kind == 1:
+                attrs[a.name] = a.f
+            elif kind == 3:
+                attrs[a.name] = a.s.decode(errors="replace")
+            elif kind == 6:
+                attrs[a.name] = tuple(a.floats)
+            elif kind == 8:
+                attrs[a.name] = tuple(s.decode(errors="replace") for s in a.strings)
+            elif kind == 4:
+                if op == "Constant":
+                    self._constant(n.output[0] if n.output else "", a.t)
+                    return
+                attrs[a.name] = _small_value(a.t, DTYPES.get(a.t.data_type, ""), tuple(a.t.dims))
+            elif kind in (5, 10):
+                attrs[a.name] = "subgraph"
+        if op == "Constant" and n.output:
+            self._constant_attr(n.output[0], attrs)
+            return
+        if "subgraph" in attrs.values():
+            self.warnings.append(f"the body of {n.op_type} node {n.name!r} is not priced, only its inputs and outputs")
+        if op == "Cast":
+            attrs["to_dtype"] = DTYPES.get(int(attrs.get("to", 1)), "f32")
+        outputs = tuple(n.output)
+        while outputs and not outputs[-1]:
+            outputs = outputs[:-1]
+        self.nodes.append(Node(n.name or (outputs[0] if outputs else n.op_type), op, tuple(n.input), outputs, attrs))
+
+    def _constant_attr(self, name: str, attrs: Mapping[str, Any]) -> None:
+        for key, dtype in (("value_int", "i64"), ("value_ints", "i64"), ("value_float", "f32"), ("value_floats", "f32")):
+            if key in attrs:
+                value = np.array(attrs[key], dtype=_NUMPY[dtype])
+                self.tensors[name] = Tensor(name, dtype, tuple(value.shape), True, value)
+                return
+        self.tensors[name] = Tensor(name, "str", (), True)
+
+    def _sort(self, inputs: list[str]) -> None:
+        """Put the nodes in topological order (files should be, some are not); a cycle is an error."""
+        ready = {n for n, t in self.tensors.items() if t.const}
+        ready.update(inputs)
+        for node in self.nodes:
+            if any(t and t not in ready for t in node.inputs):
+                break
+            ready.update(node.outputs)
+        else:
+            return
+        writer = {t: i for i, n in enumerate(self.nodes) for t in n.outputs if t}
+        waits = [{writer[t] for t in n.inputs if t in writer} for n in self.nodes]
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for i, w in enumerate(waits):
+            for j in w:
+                readers[j].append(i)
+        left = [len(w) for w in waits]
+        queue = [i for i, c in enumerate(left) if c == 0]
+        for i in queue:
+            for j in readers[i]:
+                left[j] -= 1
+                if left[j] == 0:
+                    queue.append(j)
+        if len(queue) != len(self.nodes):
+            stuck = next(i for i, c in enumerate(left) if c > 0)
+            raise FormatError(f"the graph has a cycle through node {self.nodes[stuck].name!r}", where=self.where)
+        self.nodes = [self.nodes[i] for i in queue]
+
+    def _guess(self, missing: Mapping[str, str]) -> None:
+        """Give what depends on data a size of one a dimension, with a warning; what should be known is an error."""
+        if not missing:
+            return
+        dynamic: list[str] = []
+        for node in self.nodes:
+            for t in node.outputs:
+                if t and t not in self.tensors:
+                    op = OPS.get(node.op_type)
+                    reads_guess = any(i in dynamic for i in node.inputs)
+                    if op is not None and op.category not in ("dynamic", "control") and not reads_guess:
+                        if op.shape is not None:
+                            raise ShapeError(
+                                f"the shape of {t!r} (op {node.op_type}) is unknown: {missing.get(t, '')}",
+                                where=self.where,
+                                try_="simplify the model, or bind all inputs with --shape",
+                            )
+                    dynamic.append(t)
+                    first = next((self.tensors[i] for i in node.inputs if i in self.tensors), None)
+                    shape = first.shape if op is None and first is not None else (1,)
+                    dtype = first.dtype if first is not None else "f32"
+                    self.tensors[t] = Tensor(t, dtype, shape)
+                    rest = self.nodes[self.nodes.index(node) + 1 :] if len(dynamic) < 50 else []
+                    infer(rest, self.tensors, SHAPE_RULES)
+        if dynamic:
+            self.warnings.append(
+                f"{len(dynamic)} tensors have a size that depends on data or on an unknown op, and were guessed: "
+                + ", ".join(dynamic[:5])
+            )
+
+
+def _small_value(t: onnx.TensorProto, dtype: str, shape: Shape) -> np.ndarray[Any, Any] | None:
+    if dtype not in _NUMPY or math.prod(shape) > MAX_VALUE_ELEMENTS or (shape and min(shape) < 0):
+        return None
+    kind = np.dtype(_NUMPY[dtype])
+    n = math.prod(shape)
+    if t.raw_data:
+        if len(t.raw_data) != n * kind.itemsize:
+            return None
+        return np.frombuffer(t.raw_data, kind).reshape(shape)
+    data: Any = {"f32": t.float_data, "f64": t.double_data, "i64": t.int64_data, "u64": t.uint64_data}.get(
+        dtype, t.int32_data
+    )
+    if len(data) != n:
+        return None
+    if dtype == "f16":
+        return np.array(data, np.uint16).view(np.float16).reshape(shape)
+    try:
+        return np.array(data, kind).reshape(shape)
+    except (OverflowError, ValueError):
+        return None

@@ -1,0 +1,50 @@
+"""The executable specification of a valid graph. Readers call it last; writers may rely on it."""
+
+from __future__ import annotations
+
+from foretell.errors import FormatError, ShapeError
+from foretell.graph.ir import DTYPE_BITS, Graph
+
+MAX_NODES = 1_000_000
+MAX_RANK = 32
+MAX_DIM = 2**40
+MAX_TENSOR_BYTES = 2**48
+
+
+def check(graph: Graph) -> Graph:
+    """Return ``graph`` unchanged if it is valid.
+
+    Raises:
+        FormatError: a name is undefined or written twice, or nodes are not in topological order.
+        ShapeError: a dimension is negative or absurdly large.
+    """
+    for t in graph.tensors.values():
+        if t.dtype not in DTYPE_BITS:
+            raise FormatError(f"tensor {t.name!r} has unknown element type {t.dtype!r}", where=graph.name)
+        if len(t.shape) > MAX_RANK:
+            raise ShapeError(f"tensor {t.name!r} has {len(t.shape)} dimensions, over {MAX_RANK}", where=graph.name)
+        if t.shape and (min(t.shape) < 0 or max(t.shape) > MAX_DIM):
+            raise ShapeError(f"tensor {t.name!r} has an impossible shape {t.shape}", where=graph.name)
+        if t.nbytes > MAX_TENSOR_BYTES:
+            raise ShapeError(f"tensor {t.name!r} of shape {t.shape} is over 256 TiB", where=graph.name)
+    defined = {n for n, t in graph.tensors.items() if t.const}
+    for name in graph.inputs:
+        if name not in graph.tensors:
+            raise FormatError(f"graph input {name!r} has no type", where=graph.name)
+        defined.add(name)
+    for node in graph.nodes:
+        for t in node.inputs:
+            if t and t not in defined:
+                raise FormatError(f"node {node.name!r} reads {t!r} before anything writes it", where=graph.name)
+        for t in node.outputs:
+            if not t:
+                continue
+            if t in defined:
+                raise FormatError(f"tensor {t!r} is written twice (node {node.name!r})", where=graph.name)
+            if t not in graph.tensors:
+                raise ShapeError(f"tensor {t!r} has no shape", where=graph.name)
+            defined.add(t)
+    for t in graph.outputs:
+        if t not in defined:
+            raise FormatError(f"graph output {t!r} is never written", where=graph.name)
+    return graph
