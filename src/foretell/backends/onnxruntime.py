@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU: plain run times, per-kernel times from its profile, fusion truth from its optimised model.
+
+The calls: ``SessionOptions.enable_profiling``, ``optimized_model_filepath``
+(https://onnxruntime.ai/docs/performance/tune-performance/profiling-tools.html and
+https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretell.backends.contract import RunOptions
+from foretell.backends.onnxruntime_trace import align
+from foretell.errors import MeasurementError, MissingExtraError, TargetError
+from foretell.formats.onnx import read_onnx
+from foretell.formats.onnx_write import feeds, runnable
+from foretell.graph.ir import Graph
+from foretell.records import Run, Target
+
+_QUIET = 3  # ORT severity: errors only
+
+
+class Backend:
+    """Runs on the CPU execution provider, in f32, on a set number of threads."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        try:
+            return metadata.version("onnxruntime")
+        except metadata.PackageNotFoundError:
+            raise MissingExtraError("onnxruntime", "ort") from None
+
+    def target(self, precision: str, threads: int) -> Target:
+        if precision != "f32":
+            raise TargetError(f"onnxruntime runs a model in the precision it is written in, not {precision!r}")
+        if not 1 <= threads <= (os.cpu_count() or 1):
+            raise TargetError(f"{threads} threads; this machine has {os.cpu_count()} cores")
+        return Target(f"ort-f32-{threads}t", self.name, precision, threads)
+
+    def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "ort") from None
+        graph = read_onnx(model, name=name)
+        data = runnable(model, graph, seed=options.seed)
+        inputs = feeds(graph, seed=options.seed)
+        environment: dict[str, Any] = {
+            "runtime": f"onnxruntime {ort.__version__}",
+            "threads": target.threads,
+            "precision": target.precision,
+            "python": platform.python_version(),
+            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+        }
+        try:
+            samples, finite = self._time(ort, data, inputs, target, options)
+            environment["finite_outputs"] = finite
+            if not options.profile:
+                return Run(samples, environment=environment)
+            profile = self._profile(ort, data, inputs, target, options, graph)
+            return Run(samples, *profile, environment=environment)
+        except MeasurementError:
+            raise
+        except Exception as e:
+            raise MeasurementError(str(e).strip()[:400] or type(e).__name__, where=name) from None
+
+    def _session(self, ort: Any, data: bytes, target: Target, settings: Any = None) -> Any:
+        so = settings or ort.SessionOptions()
+        so.intra_op_num_threads = target.threads
+        so.inter_op_num_threads = 1
+        so.log_severity_level = _QUIET
+        return ort.InferenceSession(data, so, providers=["CPUExecutionProvider"])
+
+    def _time(
+        self, ort: Any, data: bytes, inputs: Mapping[str, Any], target: Target, options: RunOptions
+    ) -> tuple[tuple[float, ...], bool]:
+        session = self._session(ort, data, target)
+        outputs = session.run(None, inputs)
+        finite = all(bool(np.isfinite(o).all()) for o in outputs if getattr(o, "dtype", None) == np.float32)
+        for _ in range(options.warmup_runs - 1):
+            session.run(None, inputs)
+        samples: list[float] = []
+        clock, run = time.perf_counter_ns, session.run
+        end = clock() + int(options.seconds * 1e9)
+        while len(samples) < options.max_runs and (len(samples) < options.min_runs or clock() < end):
+            start = clock()
+            run(None, inputs)
+            samples.append((clock() - start) * 1e-9)
+        return tuple(samples), finite
+
+    def _profile(
+        self, ort: Any, data: bytes, inputs: Mapping[str, Any], target: Target, options: RunOptions, graph: Graph
+    ) -> tuple[Any, int | None, tuple[int, ...]]:
+        with tempfile.TemporaryDirectory(prefix="foretell-ort-") as folder:
+            so = ort.SessionOptions()
+            so.enable_profiling = True
+            so.profile_file_prefix = str(Path(folder, "profile"))
+            so.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+            # Weights go to a file of their own, so that the optimised graph stays small and quick to read.
+            so.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            so.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+            session = self._session(ort, data, target, so)
+            start = time.perf_counter()
+            for i in range(options.profile_runs + 1):
+                session.run(None, inputs)
+                if i >= 5 and time.perf_counter() - start > 4 * options.seconds:
+                    break
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+            optimised = Path(folder, "optimised.onnx").read_bytes()
+        kernel_events = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+        if not kernel_events:
+            raise MeasurementError("the profile holds no kernel", where=graph.name)
+        kernels, eliminated = align(graph, optimised, kernel_events)
+        peak = max(int(e["args"].get("mem_in_use_peak", 0)) for e in kernel_events)
+        return kernels, (peak or None), eliminated

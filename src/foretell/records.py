@@ -1,0 +1,150 @@
+"""The frozen rows that the measuring and the predicting half share. SI units, the unit in the name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+METRICS = ("latency_s", "energy_j", "peak_memory_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a predictor is for: device + backend + precision + threads. ``name`` is like ``ort-f32-1t``."""
+
+    name: str
+    backend: str
+    precision: str = "f32"
+    threads: int = 1
+    device: str = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedKernel:
+    """One unit that the device ran.
+
+    Attributes:
+        op_type: what the backend calls it (``nchwc.Conv``, ``FusedGemm``).
+        nodes: indices of the graph's nodes that it covers; empty for a kernel that the backend inserted.
+        tensor: name of the graph's tensor that it writes or, if inserted, converts.
+        layout: memory layout of what it writes, ``""`` for the graph's own (``nchwc`` for a blocked one).
+        latency_s: time of one run as the backend's profile tells it.
+    """
+
+    op_type: str
+    nodes: tuple[int, ...]
+    tensor: str
+    layout: str
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one process measured: plain run times, and the profile of a separate session."""
+
+    samples_s: tuple[float, ...]
+    kernels: tuple[ExecutedKernel, ...] = ()
+    peak_memory_bytes: int | None = None
+    eliminated: tuple[int, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Run:
+        """Inverse of :meth:`to_dict`. Raises KeyError or TypeError on a malformed mapping."""
+        kernels = tuple(
+            ExecutedKernel(
+                str(k["op_type"]), tuple(int(n) for n in k["nodes"]), str(k["tensor"]), str(k["layout"]),
+                float(k["latency_s"]),
+            )
+            for k in data.get("kernels", ())
+        )  # fmt: skip
+        peak = data.get("peak_memory_bytes")
+        return cls(
+            samples_s=tuple(float(s) for s in data["samples_s"]),
+            kernels=kernels,
+            peak_memory_bytes=None if peak is None else int(peak),
+            eliminated=tuple(int(i) for i in data.get("eliminated", ())),
+            environment=dict(data.get("environment", {})),
+            warnings=tuple(data.get("warnings", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A row: one graph on one target under one protocol.
+
+    Attributes:
+        verdict: ``ok``, ``unstable`` or ``failed``; only ``ok`` rows train.
+        latency_s: the protocol's figure (mean over processes of each one's 10th percentile); None when failed.
+        process_latency_s: the figure of each process.
+        noise: half the relative spread between processes.
+        estimate: True for a row from a vendor tool rather than from hardware.
+    """
+
+    graph: str
+    name: str
+    family: str
+    source: str
+    target: Target
+    protocol: str
+    verdict: str
+    latency_s: float | None
+    process_latency_s: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    noise: float | None = None
+    kernels: tuple[ExecutedKernel, ...] = ()
+    eliminated: tuple[int, ...] = ()
+    device_seconds: float = 0.0
+    error: str = ""
+    estimate: bool = False
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A predicted figure with its interval: the truth lies in [low, high] with probability ``level``."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPrediction:
+    """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline."""
+
+    name: str
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    latency_s: float
+    share: float
+    bound: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a predictor says of one graph. A metric that the target does not know is None, never 0."""
+
+    model: str
+    target: str
+    latency_s: Value | None
+    energy_j: Value | None
+    peak_memory_bytes: Value | None
+    coverage: float
+    macs: int
+    parameters: int
+    kernels: tuple[KernelPrediction, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of ``foretell predict --format json``; documented in docs/json.md."""
+        return asdict(self)
