@@ -24,11 +24,11 @@ class RunOptions:
     """How to run: see :mod:`foretell.bench.protocol` for the defaults and why."""
 
     warmup_runs: int = 3
-    min_runs: int = 15
-    max_runs: int = 60
-    seconds: float = 0.25
+    min_runs: int = 10
+    max_runs: int = 100
+    seconds: float = 0.3
     profile: bool = True
-    profile_runs: int = 12
+    profile_runs: int = 10
     seed: int = 0
 
 

@@ -149,3 +149,48 @@ def _index_limits(graph: Graph) -> dict[str, int]:
             name = source[node.inputs[1]]
             limits[name] = max(1, min(limits.get(name, 2**31), table[axis]))
     return limits
+
+
+_CODES = {
+    "f32": 1, "u8": 2, "i8": 3, "u16": 4, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11, "u32": 12,
+    "u64": 13, "bf16": 16,
+}  # fmt: skip
+_NOT_WRITTEN = ("to_dtype",)  # what the reader derives
+OPSET = 20
+
+
+def write_onnx(graph: Graph) -> bytes:
+    """A weightless ONNX file of ``graph``: constants without values become external data with no file behind it."""
+    import onnx
+    from onnx import helper
+
+    proto = onnx.ModelProto(ir_version=10, producer_name="foretell")
+    proto.opset_import.add(domain="", version=OPSET)
+    for domain in sorted({n.op_type.rpartition(":")[0] for n in graph.nodes} - {""}):
+        proto.opset_import.add(domain=domain, version=1)
+    g = proto.graph
+    g.name = graph.name
+    used = {t for n in graph.nodes for t in n.inputs}
+    for t in graph.tensors.values():
+        if t.const and t.name in used:
+            init = g.initializer.add(name=t.name, data_type=_CODES[t.dtype], dims=t.shape)
+            if t.value is not None:
+                init.raw_data = np.ascontiguousarray(t.value).tobytes()
+            else:
+                init.data_location = onnx.TensorProto.EXTERNAL
+                init.external_data.add(key="location", value="absent")
+    for node in graph.nodes:
+        domain, _, op = node.op_type.rpartition(":")
+        n = g.node.add(name=node.name, op_type=op, domain=domain, input=node.inputs, output=node.outputs)
+        n.attribute.extend(
+            helper.make_attribute(k, v) for k, v in sorted(node.attrs.items()) if k not in _NOT_WRITTEN and v is not None
+        )
+    for where, names in (
+        (g.input, graph.inputs),
+        (g.output, graph.outputs),
+        (g.value_info, [t for n in graph.nodes for t in n.outputs if t and t not in graph.outputs]),
+    ):
+        for name in names:
+            t = graph.tensors[name]
+            where.add().CopyFrom(helper.make_tensor_value_info(name, _CODES[t.dtype], t.shape))
+    return bytes(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,1 @@
+"""Measuring: the protocol of one measurement, and campaigns of many."""

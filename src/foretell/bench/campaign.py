@@ -1,0 +1,241 @@
+"""A campaign: a list of graphs measured on one target, by a few workers, resumable after a kill at any moment.
+
+Workers lease blocks of jobs. A block is measured pass by pass: a fresh child process measures every graph of the
+block once, then the next child all of them again, so that the processes of one graph lie apart in time and the start
+of a runtime is paid once a block. Each pass of each graph is committed when it ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from foretell.backends.contract import RunOptions
+from foretell.bench import protocol
+from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout
+from foretell.guard import Child, Limits
+from foretell.records import Run, Target
+from foretell.store import Job, Store
+
+_BLOCK = 12
+_LEASE_S = 600.0
+_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a campaign, told after every job."""
+
+    done: int
+    failed: int
+    total: int
+    elapsed_s: float
+    remaining_s: float | None
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run a campaign. ``seconds`` stops leasing after that much wall-clock time; None runs to the end."""
+
+    options: RunOptions = RunOptions()
+    seconds: float | None = None
+    job_seconds: float = 120.0
+    memory_bytes: int | None = None
+    cpus: tuple[tuple[int, ...], ...] = ()  # one tuple a worker; empty: one worker a group of target.threads cores
+
+
+def default_cpus(threads: int) -> tuple[tuple[int, ...], ...]:
+    """Groups of ``threads`` cores each, one a worker: single-thread runs on cores of their own do not disturb."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    groups = [tuple(cores[i : i + threads]) for i in range(0, len(cores) - threads + 1, threads)]
+    return tuple(groups) or (tuple(cores),)
+
+
+def default_memory() -> int:
+    """Address space that one child may take: three quarters of the machine's memory."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.75)
+
+
+def run_campaign(
+    store: Store,
+    campaign: str,
+    target: Target,
+    settings: Settings | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> dict[str, int]:
+    """Measure all open jobs of ``campaign``; returns the number of jobs by state.
+
+    An interrupt (Ctrl-C) gives the leases back and ends the children. Call again to go on.
+    """
+    settings = settings or Settings()
+    groups = settings.cpus or default_cpus(target.threads)
+    state = _State(store, campaign, target, settings, report)
+    threads = [threading.Thread(target=state.work, args=(cpus,), daemon=True) for cpus in groups]
+    for t in threads:
+        t.start()
+    try:
+        while any(t.is_alive() for t in threads):
+            for t in threads:
+                t.join(0.1)
+    except BaseException:
+        state.stop.set()
+        state.kill()
+        for t in threads:
+            t.join(10.0)
+        raise
+    if state.error is not None:
+        raise state.error
+    return store.counts(campaign)
+
+
+class _State:
+    """What the workers of one campaign share."""
+
+    def __init__(
+        self,
+        store: Store,
+        campaign: str,
+        target: Target,
+        settings: Settings,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self.store, self.campaign, self.target = store, campaign, target
+        self.settings, self.report = settings, report
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._children: set[Child] = set()
+        self._start = time.monotonic()
+        self._finished = 0
+
+    def work(self, cpus: tuple[int, ...]) -> None:
+        """One worker's thread."""
+        try:
+            while not self._over():
+                jobs = self.store.lease(self.campaign, self._block_size(), _LEASE_S)
+                if not jobs:
+                    return
+                self._block(jobs, cpus)
+        except BaseException as e:
+            if not self.stop.is_set():
+                self.error = e
+                self.stop.set()
+        finally:
+            self.store.release(self.campaign)
+
+    def kill(self) -> None:
+        """End all children, from any thread."""
+        with self._lock:
+            for child in self._children:
+                child.close()
+
+    def _over(self) -> bool:
+        limit = self.settings.seconds
+        return self.stop.is_set() or (limit is not None and time.monotonic() - self._start > limit)
+
+    def _block_size(self) -> int:
+        """Smaller blocks towards the end, so that the workers end together."""
+        counts = self.store.counts(self.campaign)
+        left = counts.get("pending", 0)
+        return max(1, min(_BLOCK, left // 4))
+
+    def _block(self, jobs: Sequence[Job], cpus: tuple[int, ...]) -> None:
+        open_ = {j.graph: j for j in jobs}
+        runs = {j.graph: self.store.runs(j.graph, self.target.name, protocol.PROTOCOL) for j in jobs}
+        for j in jobs:
+            if j.attempts > _MAX_ATTEMPTS and not runs[j.graph]:
+                # It took the whole campaign down with it, three times: not again.
+                self.store.add_run(j.graph, self.target.name, protocol.PROTOCOL, 0, None, "killed the campaign", 0.0)
+                runs[j.graph] = {0: (None, "killed the campaign", 0.0)}
+        rounds = max(j.processes for j in jobs) + protocol.EXTRA_PROCESSES
+        for process in range(rounds):
+            todo = [
+                j for j in open_.values() if process not in runs[j.graph] and self._wants(j, runs[j.graph], process)
+            ]
+            if todo and not self.stop.is_set():
+                self._pass(todo, process, cpus, runs)
+        if self.stop.is_set():
+            return
+        for j in jobs:
+            ordered = [runs[j.graph][p] for p in sorted(runs[j.graph])]
+            measurement = protocol.judge(j.graph, j.name, self.target, ordered)
+            self.store.finish(self.campaign, measurement)
+            self._tell(j.name)
+
+    def _wants(self, job: Job, runs: dict[int, tuple[Run | None, str, float]], process: int) -> bool:
+        if any(e for _, e, _ in runs.values()):
+            return False
+        if process < job.processes:
+            return True
+        figures = [protocol.process_latency_s(r) for r, _, _ in runs.values() if r is not None]
+        return protocol.spread(figures) > protocol.MAX_SPREAD
+
+    def _pass(
+        self,
+        jobs: Sequence[Job],
+        process: int,
+        cpus: tuple[int, ...],
+        runs: dict[str, dict[int, tuple[Run | None, str, float]]],
+    ) -> None:
+        child: Child | None = None
+        memory = self.settings.memory_bytes or default_memory()
+        limits = Limits(seconds=self.settings.job_seconds)
+        try:
+            for job in jobs:
+                if self.stop.is_set():
+                    return
+                self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S)
+                if child is None:
+                    child = Child("foretell.bench.child", memory_bytes=memory, cpus=cpus)
+                    with self._lock:
+                        self._children.add(child)
+                message = {
+                    "model": base64.b64encode(job.model).decode(),
+                    "name": job.name,
+                    "target": asdict(self.target),
+                    "options": asdict(self.settings.options),
+                }
+                start = time.monotonic()
+                run, error = None, ""
+                try:
+                    answer = child.request(message, limits)
+                    if "error" in answer:
+                        error = str(answer["error"])
+                    else:
+                        run = Run.from_dict(answer["run"])
+                except (ChildCrashed, ChildMemory, ChildTimeout) as e:
+                    error = e.what
+                    self._drop(child)
+                    child = None
+                if self.stop.is_set():
+                    return
+                seconds = time.monotonic() - start
+                self.store.add_run(job.graph, self.target.name, protocol.PROTOCOL, process, run, error, seconds)
+                runs[job.graph][process] = (run, error, seconds)
+        finally:
+            if child is not None:
+                self._drop(child)
+
+    def _drop(self, child: Child) -> None:
+        child.close()
+        with self._lock:
+            self._children.discard(child)
+
+    def _tell(self, name: str) -> None:
+        if self.report is None:
+            return
+        with self._lock:
+            self._finished += 1
+            counts = self.store.counts(self.campaign)
+            total = sum(counts.values())
+            done, failed = counts.get("done", 0), counts.get("failed", 0)
+            elapsed = time.monotonic() - self._start
+            left: float | None = elapsed / self._finished * (total - done - failed)
+            if self.settings.seconds is not None and left is not None:
+                left = max(0.0, min(left, self.settings.seconds - elapsed))
+            self.report(Progress(done, failed, total, elapsed, left, name))

@@ -1,0 +1,122 @@
+"""The rules of one measurement.
+
+A figure is the median over at least three processes of each process's 10th percentile. More processes help far more
+than more runs in one: on a shared 2-core machine two single processes differ by 1.7 %, two medians of three by 0.9 %.
+The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
+
+Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
+outputs hold denormal numbers (which slow a CPU 100-fold); ``failed`` when a process crashed, hung or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from foretell.records import ExecutedKernel, Measurement, Run, Target
+
+PROTOCOL = "p10-median/1"  # a new rule gets a new number; rows of different protocols never mix
+PROCESSES = 3
+EXTRA_PROCESSES = 2
+MAX_SPREAD = 0.10
+PERCENTILE = 10
+
+
+def process_latency_s(run: Run) -> float:
+    """The figure of one process, in seconds."""
+    return float(np.percentile(run.samples_s, PERCENTILE))
+
+
+def spread(latencies: Sequence[float]) -> float:
+    """Relative distance between the middle processes: with more than three, the best and the worst are dropped."""
+    values = sorted(latencies)
+    if len(values) > 3:
+        values = values[:-1] if values[-1] - values[-2] > values[1] - values[0] else values[1:]
+    return (values[-1] - values[0]) / values[0] if len(values) > 1 else 0.0
+
+
+def judge(
+    graph: str,
+    name: str,
+    target: Target,
+    runs: Sequence[tuple[Run | None, str, float]],
+    *,
+    family: str = "",
+    source: str = "",
+    estimate: bool = False,
+) -> Measurement:
+    """The measurement that the runs of several processes amount to."""
+    good = [r for r, _, _ in runs if r is not None and r.samples_s]
+    seconds = sum(s for _, _, s in runs)
+    errors = [e for _, e, _ in runs if e]
+    if errors or not good:
+        return Measurement(
+            graph, name, family, source, target, PROTOCOL, "failed", None, device_seconds=seconds,
+            error=(errors or ["no run"])[0], estimate=estimate,
+        )  # fmt: skip
+    latencies = tuple(process_latency_s(r) for r in good)
+    apart = spread(latencies)
+    denormal = max((float(r.environment.get("denormal_share", 0.0)) for r in good), default=0.0)
+    problem = ""
+    if apart > MAX_SPREAD:
+        problem = f"processes differ by {apart * 100:.0f} %"
+    elif denormal > 0.01:
+        problem = f"{denormal * 100:.0f} % of the outputs are denormal"
+    peaks = [r.peak_memory_bytes for r in good if r.peak_memory_bytes is not None]
+    profiled = next((r for r in good if r.kernels), None)
+    return Measurement(
+        graph=graph,
+        name=name,
+        family=family,
+        source=source,
+        target=target,
+        protocol=PROTOCOL,
+        verdict="unstable" if problem else "ok",
+        latency_s=float(np.median(latencies)),
+        process_latency_s=latencies,
+        peak_memory_bytes=max(peaks) if peaks else None,
+        noise=apart / 2,
+        kernels=_merge([r.kernels for r in good if r.kernels]),
+        eliminated=profiled.eliminated if profiled else (),
+        device_seconds=seconds,
+        error=problem,
+        estimate=estimate,
+        environment=dict(good[0].environment),
+    )
+
+
+def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, ...]:
+    """Kernels with the median over processes of their times; processes that ran another set are left out."""
+    if not runs:
+        return ()
+    first = [(k.op_type, k.nodes, k.tensor) for k in runs[0]]
+    alike = [r for r in runs if [(k.op_type, k.nodes, k.tensor) for k in r] == first]
+    times = np.median([[k.latency_s for k in r] for r in alike], axis=0)
+    return tuple(
+        ExecutedKernel(k.op_type, k.nodes, k.tensor, k.layout, float(t)) for k, t in zip(runs[0], times, strict=True)
+    )
+
+
+def noise_floor(measurements: Sequence[Measurement]) -> float | None:
+    """A/A error: how far apart two measurements of the same thing are, as a share. None below six processes a row.
+
+    The processes of each row are dealt into two halves, and the medians of the halves compared.
+    """
+    gaps = []
+    for m in measurements:
+        values = m.process_latency_s
+        if m.verdict == "ok" and len(values) >= 6:
+            a, b = float(np.median(values[0::2])), float(np.median(values[1::2]))
+            gaps.append(abs(a - b) / b)
+    return float(np.mean(gaps)) if gaps else None
+
+
+def pair_noise(measurements: Sequence[Measurement]) -> float | None:
+    """Mean relative difference between two processes of a row: the noise of a single process."""
+    gaps = [
+        abs(m.process_latency_s[0] - m.process_latency_s[1]) / m.process_latency_s[1]
+        for m in measurements
+        if m.verdict == "ok" and len(m.process_latency_s) >= 2
+    ]
+    return float(np.mean(gaps)) if gaps else None
