@@ -53,32 +53,35 @@ def align(
         for t in n.input:
             readers.setdefault(t, []).append(i)
 
-    # Groups of optimised nodes, keyed by anchor; reorders that convert a known tensor stay alone.
-    group_of: list[str | None] = [None] * len(nodes)
-    inserted: list[int] = []
-    taken: set[str] = {a for i, a in enumerate(anchors) if a and nodes[i].op_type not in _REORDERS}
+    # Groups of optimised nodes, keyed by anchor.
+    group_of: list[str | None] = [None if n.op_type in _REORDERS else a for n, a in zip(nodes, anchors, strict=True)]
     for i in range(len(nodes) - 1, -1, -1):
-        anchor = anchors[i]
-        if nodes[i].op_type in _REORDERS and (anchor is None or anchor in taken):
-            inserted.append(i)
-        elif anchor is not None:
-            group_of[i] = anchor
-            taken.add(anchor)
-        else:
+        if group_of[i] is None and nodes[i].op_type not in _REORDERS:
             later = [group_of[r] for t in nodes[i].output for r in readers.get(t, ()) if group_of[r]]
             group_of[i] = later[0] if later else None
-            if group_of[i] is None:
-                inserted.append(i)
     groups: dict[str, list[int]] = {}
     for i, a in enumerate(group_of):
         if a is not None:
             groups.setdefault(a, []).append(i)
+    taken = set(groups)
+    final = {a: _forward(graph, a, [nodes[i] for i in groups[a]], taken) for a in groups}
+    # A reorder is a kernel of the graph where it stands for a node (a Transpose), an inserted one elsewhere.
+    inserted: list[int] = []
+    known = taken | set(final.values())
+    for i, n in enumerate(nodes):
+        if group_of[i] is None:
+            a = anchors[i]
+            if n.op_type in _REORDERS and a is not None and a not in known:
+                group_of[i] = a
+                groups[a] = [i]
+                final[a] = a
+            else:
+                inserted.append(i)
 
     covered: dict[int, str] = {}
     members: dict[str, list[int]] = {}
     order = sorted(groups, key=lambda a: graph.producer[a])
-    final = {a: _forward(graph, a, [nodes[i] for i in groups[a]], taken) for a in order}
-    stops = set(final.values()) | taken
+    stops = set(final.values()) | set(groups)
     for a in order:
         members[a] = _behind(graph, final[a], stops - {final[a], a}, covered, a)
 

@@ -17,8 +17,10 @@ from foretell.graph.shapes import Unknown, View
 class Builder:
     """Collects nodes. Methods take and return tensor names; activations are NCHW, sequences (batch, tokens, width)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, bias: bool = True, allowzero: int = 0) -> None:
         self.name = name
+        self._bias = bias  # whether convolutions have one unless asked: with batch norm folded in, most do
+        self._allowzero = allowzero  # torch's newer exporter sets it on every Reshape, which stops some fusions
         self._nodes: list[Node] = []
         self._tensors: dict[str, Tensor] = {}
         self._inputs: list[str] = []
@@ -92,7 +94,7 @@ class Builder:
         stride: int = 1,
         group: int = 1,
         dilation: int = 1,
-        bias: bool = True,
+        bias: bool | None = None,
         act: str = "",
         pad: int | None = None,
     ) -> str:
@@ -103,7 +105,7 @@ class Builder:
         ph, pw = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if pad is None else (pad, pad)
         y = self.op(
             "Conv",
-            [x, w, self.weight(channels)] if bias else [x, w],
+            [x, w, self.weight(channels)] if (self._bias if bias is None else bias) else [x, w],
             kernel_shape=(kh, kw), strides=(stride, stride), pads=(ph, pw, ph, pw), group=group,
             dilations=(dilation, dilation),
         )  # fmt: skip
@@ -171,7 +173,7 @@ class Builder:
         return self.op("Concat", list(xs), axis=axis)
 
     def reshape(self, x: str, *shape: int) -> str:
-        return self.op("Reshape", [x, self.const(list(shape))])
+        return self.op("Reshape", [x, self.const(list(shape))], allowzero=self._allowzero)
 
     def transpose(self, x: str, *perm: int) -> str:
         return self.op("Transpose", [x], perm=tuple(perm))

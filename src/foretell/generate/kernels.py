@@ -187,7 +187,7 @@ def random_pack(seed: int) -> Graph:
     """A graph of a dozen independent micro-kernels with log-uniform settings, at most about 0.3 GMACs in all."""
     rng = np.random.default_rng([seed, 11])
     weights = np.array([w for _, w in KINDS])
-    b = Builder(f"kernels-{seed}")
+    b = Builder(f"kernels-{seed}", bias=rng.random() < 0.5)
     for _ in range(_PACK):
         kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))][0]
         for attempt in range(20):

@@ -170,7 +170,8 @@ def network(space: str, seed: int) -> Graph:
     best: Graph | None = None
     for attempt in range(_TRIES):
         rng = np.random.default_rng([seed, attempt])
-        b = Builder(f"{space}-{seed}")
+        style = np.random.default_rng([seed, 5])
+        b = Builder(f"{space}-{seed}", bias=style.random() < 0.5, allowzero=int(style.random() < 0.7))
         try:
             SPACES[space](b, rng, max(0.05, 1.0 - attempt / _TRIES))
             graph = b.graph()

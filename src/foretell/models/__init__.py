@@ -1,0 +1,1 @@
+"""The predicting half's models: mapping, features, and layer models by name."""
