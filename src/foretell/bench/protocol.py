@@ -5,7 +5,7 @@ than more runs in one: on a shared 2-core machine two single processes differ by
 The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
-outputs hold denormal numbers (which slow a CPU 100-fold); ``failed`` when a process crashed, hung or refused.
+outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process crashed, hung or refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PROTOCOL = "p10-median/1"  # a new rule gets a new number; rows of different pro
 PROCESSES = 3
 EXTRA_PROCESSES = 2
 MAX_SPREAD = 0.10
+MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
 PERCENTILE = 10
 
 
@@ -61,6 +62,8 @@ def judge(
     problem = ""
     if apart > MAX_SPREAD:
         problem = f"processes differ by {apart * 100:.0f} %"
+    elif min(float(r.environment.get("cpu_share", 1.0)) for r in good) < MIN_CPU_SHARE:
+        problem = "another process took part of the processor"
     elif denormal > 0.01:
         problem = f"{denormal * 100:.0f} % of the outputs are denormal"
     peaks = [r.peak_memory_bytes for r in good if r.peak_memory_bytes is not None]
