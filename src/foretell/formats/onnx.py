@@ -37,6 +37,7 @@ DTYPES: Mapping[int, str] = {
     12: "u32", 13: "u64", 14: "c64", 15: "c128", 16: "bf16", 17: "f8", 18: "f8", 19: "f8", 20: "f8", 21: "u4",
     22: "i4", 23: "f4", 24: "f8", 25: "u2", 26: "i2",
 }  # fmt: skip
+_NOT_FOLDED = frozenset(("If", "Loop", "Scan"))  # and Random*, which have no inputs
 _NUMPY = {
     "f32": "<f4", "u8": "u1", "i8": "i1", "u16": "<u2", "i16": "<i2", "i32": "<i4", "i64": "<i8", "bool": "?",
     "f64": "<f8", "u32": "<u4", "u64": "<u8", "f16": "<f2",
@@ -264,6 +265,7 @@ class _Builder:
         self._sort(inputs)
         missing = infer(self.nodes, self.tensors, SHAPE_RULES)
         self._guess(missing)
+        self._fold()
         outputs = tuple(v.name for v in g.output)
         unknown = sorted({n.op_type for n in self.nodes if n.op_type not in OPS})
         if unknown:
@@ -377,6 +379,20 @@ class _Builder:
             stuck = next(i for i, c in enumerate(left) if c > 0)
             raise FormatError(f"the graph has a cycle through node {self.nodes[stuck].name!r}", where=self.where)
         self.nodes = [self.nodes[i] for i in queue]
+
+    def _fold(self) -> None:
+        """Turn what depends on constants only into constants, as every runtime does when it loads a model."""
+        kept = []
+        tensors = self.tensors
+        for node in self.nodes:
+            known = all(not t or tensors[t].const for t in node.inputs) and node.inputs
+            if (known or node.op_type in ("Shape", "Size")) and node.op_type not in _NOT_FOLDED:
+                for t in node.outputs:
+                    if t:
+                        tensors[t] = tensors[t]._replace(const=True)
+            else:
+                kept.append(node)
+        self.nodes = kept
 
     def _guess(self, missing: Mapping[str, str]) -> None:
         """Give what depends on data a size of one a dimension, with a warning; what should be known is an error."""

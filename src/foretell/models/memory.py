@@ -1,0 +1,384 @@
+"""Peak memory of one inference: lifetimes of the tensors between kernels, laid out as the runtime's allocator does.
+
+Three things add up: what the target packs of its weights into working memory (a share of the constants of each layer
+type, learned), the buffers that are alive at once, and what the allocator wastes. Two allocators are simulated:
+
+- ``exact``: the sum of the live buffers, rounded to 256 bytes;
+- ``arena``: a best-fit arena with coalescing whose regions double in size and whose chunks are split only when twice
+  as large as asked, as TensorFlow's and ONNX Runtime's BFC arenas do. The first inference allocates buffer by buffer;
+  later ones take one block laid out by offsets.
+
+The one that explains the measurements better is kept, with the median ratio that it leaves.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretell.errors import PredictorError
+from foretell.graph.ir import Graph
+from foretell.graph.ops import op_type
+from foretell.models.features import Lowered
+from foretell.models.table import group_of, lower_measured
+from foretell.records import Measurement
+
+Array = np.ndarray[Any, Any]
+_ALIGN = 256
+_FIRST_REGION = 2**20
+_BLOCK = 16  # channels of the blocked layout
+# Kernels that may write into the buffer of an input that dies with them.
+_IN_PLACE = frozenset(("activation", "elementwise"))
+
+
+def _round(n: int) -> int:
+    return max(_ALIGN, -(-n // _ALIGN) * _ALIGN)
+
+
+class Arena:
+    """Best-fit allocator with coalescing. Sizes in bytes."""
+
+    def __init__(self) -> None:
+        self._next_region = _FIRST_REGION
+        self._free: list[tuple[int, int]] = []  # (size, start), sorted
+        self._chunks: dict[int, tuple[int, int]] = {}  # start -> (size, region)
+        self._starts: dict[int, tuple[int, int]] = {}  # free chunk start -> (size, region)
+        self._ends: dict[int, int] = {}  # free chunk end -> start
+        self._top = 0
+        self._regions = 0
+        self.in_use = 0
+        self.peak = 0
+
+    def _add_free(self, start: int, size: int, region: int) -> None:
+        bisect.insort(self._free, (size, start))
+        self._starts[start] = (size, region)
+        self._ends[start + size] = start
+
+    def _drop_free(self, start: int) -> tuple[int, int]:
+        size, region = self._starts.pop(start)
+        del self._ends[start + size]
+        del self._free[bisect.bisect_left(self._free, (size, start))]
+        return size, region
+
+    def allocate(self, size: int) -> int:
+        """Start of a chunk of at least ``size``."""
+        size = _round(size)
+        i = bisect.bisect_left(self._free, (size, -1))
+        if i == len(self._free):
+            grew = False
+            while size > self._next_region:
+                self._next_region *= 2
+                grew = True
+            self._regions += 1
+            self._top += _ALIGN  # regions do not touch
+            self._add_free(self._top, self._next_region, self._regions)
+            self._top += self._next_region
+            if not grew:
+                self._next_region *= 2
+            i = bisect.bisect_left(self._free, (size, -1))
+        have, start = self._free[i]
+        _, region = self._drop_free(start)
+        if have >= 2 * size or have - size >= 128 * 2**20:
+            self._add_free(start + size, have - size, region)
+            have = size
+        self._chunks[start] = (have, region)
+        self.in_use += have
+        self.peak = max(self.peak, self.in_use)
+        return start
+
+    def free(self, start: int) -> None:
+        """Give a chunk back; it merges with free neighbours of its region."""
+        size, region = self._chunks.pop(start)
+        self.in_use -= size
+        after = self._starts.get(start + size)
+        if after is not None and after[1] == region:
+            self._drop_free(start + size)
+            size += after[0]
+        before = self._ends.get(start)
+        if before is not None and self._starts[before][1] == region:
+            size += self._drop_free(before)[0]
+            start = before
+        self._add_free(start, size, region)
+
+
+class _Offsets:
+    """Lays buffers out in one block, best fit among the gaps."""
+
+    def __init__(self) -> None:
+        self._live: list[tuple[int, int]] = []  # (start, end), sorted
+        self.size = 0
+
+    def allocate(self, size: int) -> tuple[int, int]:
+        size = _round(size)
+        best, waste, at = None, None, 0
+        for start, end in self._live:
+            gap = start - at
+            if gap >= size and (waste is None or gap - size < waste):
+                best, waste = at, gap - size
+            at = max(at, end)
+        start = at if best is None else best
+        block = (start, start + size)
+        bisect.insort(self._live, block)
+        self.size = max(self.size, start + size)
+        return block
+
+    def free(self, block: tuple[int, int]) -> None:
+        self._live.remove(block)
+
+
+Event = tuple[bool, int, int, bool]  # (allocate, buffer number, bytes, is an output of the graph)
+
+
+def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
+    """Allocations and frees of the buffers between kernels, in order of execution.
+
+    Views share their input's buffer; an element-wise kernel, and a convolution that adds a second input, take over an
+    input of the same size that dies with it; a dead buffer of the same shape is used again before a new one is made.
+    """
+    kernels = lowered.kernels
+    blocked: dict[str, bool] = {}
+    reads: list[list[str]] = []
+    writes: list[list[str]] = []
+    views: list[str] = []
+    conversions: dict[tuple[str, bool], str] = {}
+    for kernel in kernels:
+        if not kernel.nodes:
+            name = f"{kernel.tensor}\0{'b' if kernel.blocked else 'p'}"
+            conversions[kernel.tensor, kernel.blocked] = name
+            blocked[name] = kernel.blocked
+            reads.append([kernel.tensor])
+            writes.append([name])
+            views.append("")
+            continue
+        inside = {t for n in kernel.nodes for t in graph.nodes[n].outputs}
+        ins: dict[str, None] = {}
+        outs: list[str] = []
+        for n in kernel.nodes:
+            for t in graph.nodes[n].inputs:
+                if t and t not in inside and not graph.tensors[t].const:
+                    ins[conversions.get((t, kernel.blocked), t)] = None
+            for t in graph.nodes[n].outputs:
+                if t and (t in graph.outputs or any(r not in kernel.nodes for r in graph.consumers.get(t, ()))):
+                    outs.append(t)
+                    blocked[t] = kernel.blocked
+        reads.append(list(ins))
+        writes.append(outs or [graph.nodes[kernel.nodes[-1]].outputs[0]])
+        kinds = {op_type(graph.nodes[n].op_type).category for n in kernel.nodes}
+        sums = len(kernel.nodes) > 1 and "conv" in kinds and len(ins) > 1
+        views.append("view" if kinds == {"view"} else "in_place" if kinds <= _IN_PLACE or sums else "")
+    last = {t: i for i, r in enumerate(reads) for t in r}
+
+    def size_of(name: str) -> int:
+        t = graph.tensors[name.partition("\0")[0]]
+        if blocked.get(name) and len(t.shape) > 1:
+            c = t.shape[1]
+            return t.nbytes // max(c, 1) * (-(-c // _BLOCK) * _BLOCK)
+        return t.nbytes
+
+    buffer: dict[str, int] = {}
+    users: dict[int, int] = {}  # tensors that still need a buffer
+    sizes: dict[int, int] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    events: list[Event] = []
+    pool: list[int] = []  # dead buffers kept for reuse
+    reused: set[int] = set()
+    outputs = set(graph.outputs)
+    owned = set(graph.inputs)
+    count = 0
+    frees: list[tuple[int, int]] = []  # (position, buffer): a free is only final if nobody takes the buffer up again
+    for i in range(len(kernels)):
+        for k, t in enumerate(writes[i]):
+            size = size_of(t)
+            source = reads[i][0] if reads[i] else ""
+            if views[i] == "view" and k == 0 and source in buffer and t not in outputs:
+                buffer[t] = buffer[source]
+                users[buffer[t]] += 1
+                continue
+            if views[i] == "in_place" and t not in outputs:
+                donor = next(
+                    (s for s in reads[i] if s in buffer and last.get(s) == i and users[buffer[s]] == 1 and sizes[buffer[s]] == size),
+                    None,
+                )
+                if donor is not None:
+                    buffer[t] = buffer[donor]
+                    users[buffer[t]] += 1
+                    continue
+            shape = graph.tensors[t.partition("\0")[0]].shape
+            match = next((b for b in reversed(pool) if sizes[b] == size and shapes[b] == shape), None)
+            if match is not None and t not in outputs:
+                pool.remove(match)
+                reused.add(match)
+                buffer[t] = match
+                users[match] = 1
+                frees = [f for f in frees if f[1] != match]
+                continue
+            buffer[t] = count
+            users[count] = 1
+            sizes[count], shapes[count] = size, shape
+            events.append((True, count, size, t in outputs))
+            count += 1
+        for t in (*reads[i], *(t for t in writes[i] if t not in last and t not in outputs)):
+            if (last.get(t, i) == i) and t in buffer and t not in outputs and t not in owned:
+                b = buffer[t]
+                users[b] -= 1
+                if users[b] == 0:
+                    pool.append(b)
+                    frees.append((len(events), b))
+                last[t] = -1
+    out: list[Event] = []
+    at = 0
+    for position, event in enumerate(events):
+        while at < len(frees) and frees[at][0] <= position:
+            out.append((False, frees[at][1], 0, False))
+            at += 1
+        out.append(event)
+    out.extend((False, b, 0, False) for _, b in frees[at:])
+    return out
+
+
+def exact_peak(events: Sequence[Event]) -> int:
+    """Largest sum of live buffers."""
+    alive: dict[int, int] = {}
+    now = peak = 0
+    for allocate, b, size, _ in events:
+        if allocate:
+            alive[b] = _round(size)
+            now += alive[b]
+            peak = max(peak, now)
+        else:
+            now -= alive.pop(b, 0)
+    return peak
+
+
+def arena_peak(events: Sequence[Event]) -> int:
+    """Largest number of bytes that the arena hands out over the first and a later inference."""
+    arena = Arena()
+    held: dict[int, int] = {}
+    for allocate, b, size, _ in events:
+        if allocate:
+            held[b] = arena.allocate(size)
+        elif b in held:
+            arena.free(held.pop(b))
+    for start in held.values():
+        arena.free(start)
+    layout = _Offsets()
+    placed: dict[int, tuple[int, int]] = {}
+    for allocate, b, size, is_output in events:
+        if is_output:
+            continue
+        if allocate:
+            placed[b] = layout.allocate(size)
+        elif b in placed:
+            layout.free(placed.pop(b))
+    if layout.size:
+        arena.allocate(layout.size)
+    for allocate, _, size, is_output in events:
+        if allocate and is_output:
+            arena.allocate(size)
+    return arena.peak
+
+
+_PEAKS = {"exact": exact_peak, "arena": arena_peak}
+
+
+@dataclass
+class MemoryModel:
+    """Learned memory model. ``packed_`` is the share of its constants that each layer type keeps packed."""
+
+    allocator: str = "arena"
+    packed_: dict[str, float] = field(default_factory=dict)
+    ratio_: float = 1.0
+    held_ratio_: list[float] = field(default_factory=list)
+
+    @classmethod
+    def fit(cls, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> MemoryModel | None:
+        """Learn from measurements that have a peak and kernels; None if there are fewer than eight."""
+        used = [(m, g) for m, g in zip(rows, graphs, strict=True) if m.peak_memory_bytes and m.kernels]
+        if len(used) < 8:
+            return None
+        lowered = [lower_measured(g, m) for m, g in used]
+        weights = [_weights_by_group(g, low) for (_, g), low in zip(used, lowered, strict=True)]
+        peak = np.array([m.peak_memory_bytes for m, _ in used], float)
+        events = [buffer_events(g, low) for (_, g), low in zip(used, lowered, strict=True)]
+        best: MemoryModel | None = None
+        best_error = np.inf
+        for allocator, simulate in _PEAKS.items():
+            live = np.array([simulate(e) for e in events], float)
+            packed = _packed_shares(weights, peak - live, peak)
+            total = live + np.array([sum(packed.get(g, 0.0) * b for g, b in w.items()) for w in weights])
+            log_ratio = np.log(peak / np.maximum(total, 1.0))
+            error = float(np.mean(np.abs(log_ratio)))
+            if error < best_error:
+                ratio = float(np.exp(np.median(log_ratio)))
+                held = [float(r - np.log(ratio)) for r in log_ratio]
+                best, best_error = cls(allocator, packed, ratio, held), error
+        return best
+
+    def predict(self, graph: Graph, lowered: Lowered) -> float:
+        """Peak bytes of one inference of ``graph`` as mapped in ``lowered``."""
+        live = _PEAKS[self.allocator](buffer_events(graph, lowered))
+        packed = sum(self.packed_.get(g, 0.0) * b for g, b in _weights_by_group(graph, lowered).items())
+        return (live + packed) * self.ratio_
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {"allocator": self.allocator, "packed": self.packed_, "ratio": self.ratio_}
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any]) -> MemoryModel:
+        """Inverse of :meth:`state`. Raises PredictorError on malformed or impossible values."""
+        try:
+            model = cls(str(data["allocator"]), {str(g): float(v) for g, v in data["packed"].items()}, float(data["ratio"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise PredictorError(f"is malformed ({type(e).__name__})", where="memory") from None
+        numbers = [*model.packed_.values(), model.ratio_]
+        if model.allocator not in _PEAKS or not np.isfinite(numbers).all() or min(numbers) < 0:
+            raise PredictorError("holds an impossible value", where="memory")
+        return model
+
+
+def _weights_by_group(graph: Graph, lowered: Lowered) -> Counter[str]:
+    """Bytes of matrix constants that the kernels of each layer type read; a constant counts once."""
+    out: Counter[str] = Counter()
+    seen: set[str] = set()
+    for kernel, row in zip(lowered.kernels, lowered.rows, strict=True):
+        for n in kernel.nodes:
+            if op_type(graph.nodes[n].op_type).macs is None:
+                continue
+            for t in graph.nodes[n].inputs:
+                if t and t not in seen and graph.tensors[t].const and len(graph.tensors[t].shape) > 1:
+                    seen.add(t)
+                    out[group_of(kernel, row)] += graph.tensors[t].nbytes
+    return out
+
+
+def _packed_shares(weights: Sequence[Counter[str]], rest: Array, peak: Array) -> dict[str, float]:
+    """Share of each layer type's constants that explains ``rest``: least relative squares, then snapped to 0 or 1.
+
+    A runtime packs all of a layer type or nothing of it; what the fit leaves between is chance.
+    """
+    groups = sorted({g for w in weights for g in w})
+    if not groups:
+        return {}
+    chosen = dict.fromkeys(groups, 0.0)
+
+    def error(shares: Mapping[str, float]) -> float:
+        left = rest - np.array([sum(shares[g] * b for g, b in w.items()) for w in weights])
+        return float(np.mean(np.minimum(np.abs(left) / peak, 0.5)))
+
+    best = error(chosen)
+    for _ in range(3):
+        before = best
+        for g in groups:
+            trial = {**chosen, g: 1.0 - chosen[g]}
+            e = error(trial)
+            if e < best:
+                best, chosen = e, trial
+        if best >= before:
+            break
+    return {g: v for g, v in chosen.items() if v}

@@ -1,0 +1,128 @@
+"""The statistical and the mixed layer model of ANNETTE: boosted trees on how far a kernel is from its roofline.
+
+Statistical: trees predict log(t / roofline) from the features without alignment; the roofline only sets the scale, so
+that they extrapolate. Mixed: trees predict what the *refined* roofline leaves, from all features. In both, a kernel
+of a layer type that was not seen in training falls back to the analytical model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from foretell.errors import PredictorError
+from foretell.models.features import NAMES
+from foretell.models.forest import Forest, train
+from foretell.models.roofline import RefinedRoofline, Roofline
+from foretell.models.table import Table
+
+Array = np.ndarray[Any, Any]
+MIN_ROWS = 30
+_ALIGNMENT = tuple(i for i, n in enumerate(NAMES) if n.startswith("align_"))
+# The kinds of layer types that share a forest. A forest of its own needs many kernels; what is rare shares one.
+_OWN = 600
+
+
+class Statistical:
+    """Boosted trees over the roofline."""
+
+    name = "statistical"
+    base_type: type[Roofline] = Roofline
+    hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
+    trees = 320
+    bags = 1
+
+    def __init__(self) -> None:
+        self.base_ = self.base_type()
+        self.groups_: dict[str, int] = {}
+        self.forests_: dict[str, Forest] = {}
+
+    def fit(self, table: Table, seconds: Array) -> Self:
+        """Fit the base, then one forest for every common layer type and one for the rest together."""
+        self.base_ = self.base_type().fit(table, seconds)
+        names, counts = np.unique(np.array(table.groups), return_counts=True)
+        self.groups_ = {str(g): i + 1 for i, (g, c) in enumerate(zip(names, counts, strict=True)) if c >= MIN_ROWS}
+        x = self._inputs(table)
+        residual = np.log(seconds) - np.log(self.base_.predict(table))
+        groups = np.array(table.groups)
+        own = {str(g) for g, c in zip(names, counts, strict=True) if c >= _OWN}
+        parts = {g: np.flatnonzero(groups == g) for g in sorted(own)}
+        parts["*"] = np.flatnonzero(~np.isin(groups, sorted(own)))
+        for g, at in parts.items():
+            if at.size >= MIN_ROWS:
+                self.forests_[g] = self._train(x[at], residual[at], seconds[at])
+        return self
+
+    def _train(self, x: Array, residual: Array, seconds: Array) -> Forest:
+        # A network's error is the sum of its kernels', so a kernel counts by its time; the root keeps the many small.
+        weight = np.sqrt(seconds)
+        weight = np.minimum(weight, np.percentile(weight, 99))
+        return train(x, residual, weight / weight.mean(), trees=self.trees, feature_share=0.6)
+
+    def _inputs(self, table: Table) -> Array:
+        x = np.column_stack([table.rows, np.array([self.groups_.get(g, 0) for g in table.groups], float)])
+        if self.hidden:
+            x[:, self.hidden] = 0.0
+        return x
+
+    def predict(self, table: Table) -> Array:
+        """Seconds of each kernel, shape (kernels,)."""
+        seconds = self.base_.predict(table)
+        if not self.forests_:
+            return seconds
+        x = self._inputs(table)
+        index: dict[str, list[int]] = {}
+        for i, g in enumerate(table.groups):
+            if g in self.groups_:
+                index.setdefault(g if g in self.forests_ else "*", []).append(i)
+        for g, rows in index.items():
+            forest = self.forests_.get(g)
+            if forest is not None:
+                at = np.array(rows)
+                unique, inverse = _unique_rows(x[at])
+                seconds[at] *= np.exp(np.clip(forest.predict(unique), -5.0, 5.0))[inverse]
+        return seconds
+
+    def known(self, table: Table) -> Array:
+        """Which kernels are of a fitted layer type, shape (kernels,) of bool."""
+        return np.array([g in self.groups_ for g in table.groups], bool)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """(JSON-able, arrays)."""
+        base, arrays = self.base_.state()
+        names = sorted(self.forests_)
+        for i, g in enumerate(names):
+            arrays.update(self.forests_[g].arrays(f"{self.name}.{i}"))
+        return {"base": base, "groups": self.groups_, "forests": names}, arrays
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        """Inverse of :meth:`state`. Raises PredictorError on malformed values."""
+        model = cls()
+        try:
+            model.base_ = cls.base_type.restore(data["base"], arrays)
+            model.groups_ = {str(g): int(i) for g, i in data["groups"].items()}
+            names = [str(g) for g in data["forests"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise PredictorError(f"is malformed ({type(e).__name__})", where=cls.name) from None
+        model.forests_ = {g: Forest.from_arrays(arrays, f"{cls.name}.{i}", len(NAMES) + 1) for i, g in enumerate(names)}
+        return model
+
+
+class Mixed(Statistical):
+    """Boosted trees over the refined roofline, with all features."""
+
+    name = "mixed"
+    base_type = RefinedRoofline
+    hidden = ()
+
+
+def _unique_rows(x: Array) -> tuple[Array, Array]:
+    """Distinct rows and, for each row, which of them it is: networks repeat their kernels."""
+    if x.shape[0] < 2:
+        return x, np.arange(x.shape[0])
+    keys = np.ascontiguousarray(x).view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).reshape(-1)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return x[first], inverse.reshape(-1)

@@ -1,0 +1,112 @@
+"""Training and prediction tables: kernels of many graphs, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretell.graph.ir import Graph
+from foretell.models.features import COLUMN, Kernel, Lowered, Lowering
+from foretell.records import Measurement
+
+Array = np.ndarray[Any, Any]
+MAX_EVENT_OVERHEAD_S = 3e-6  # what the profiler can add to a kernel's event
+_LEAST_S = 2e-7
+
+
+@dataclass(frozen=True)
+class Table:
+    """Kernels of several graphs.
+
+    Attributes:
+        rows: (kernels, features).
+        macs, work, traffic: (kernels,), traffic in bytes.
+        groups: the layer type of each kernel, see :func:`group_of`.
+        graph: (kernels,) index of the graph that each kernel belongs to.
+    """
+
+    rows: Array
+    macs: Array
+    work: Array
+    traffic: Array
+    groups: tuple[str, ...]
+    graph: Array
+
+    @property
+    def size(self) -> int:
+        return len(self.groups)
+
+    @property
+    def ops(self) -> Array:
+        """Elementary operations: 2 x MACs + other work, (kernels,)."""
+        return 2.0 * self.macs + self.work
+
+    def take(self, index: Array) -> Table:
+        """The rows at ``index``."""
+        return Table(
+            self.rows[index], self.macs[index], self.work[index], self.traffic[index],
+            tuple(self.groups[int(i)] for i in index), self.graph[index],
+        )  # fmt: skip
+
+
+def group_of(kernel: Kernel, row: Array) -> str:
+    """Layer type of a kernel: what the target calls it, told apart by regime where one name covers several.
+
+    Convolutions: depthwise, grouped, dense. Matrix products: one row (bound by reading the weights) or many, with a
+    constant or with two activations.
+    """
+    if row[COLUMN["m"]] > 0 and row[COLUMN["kernel_h"]] > 0 and kernel.nodes:
+        if row[COLUMN["group"]] < 1:  # log1p(1) = 0.69
+            return f"{kernel.label}/dense"
+        lanes, depth = row[COLUMN["n"]], row[COLUMN["rows"]]
+        return f"{kernel.label}/depthwise" if lanes < 0.7 and depth < 0.7 else f"{kernel.label}/grouped"
+    if row[COLUMN["k"]] > 0 and row[COLUMN["macs"]] > 0:
+        return f"{kernel.label}/vector" if row[COLUMN["m"]] < 0.7 else f"{kernel.label}/matrix"
+    return kernel.label
+
+
+def stack(lowered: Sequence[Lowered]) -> Table:
+    """One table of the kernels of several graphs."""
+    groups = tuple(group_of(k, r) for low in lowered for k, r in zip(low.kernels, low.rows, strict=True))
+    return Table(
+        rows=np.concatenate([low.rows for low in lowered]),
+        macs=np.concatenate([low.macs for low in lowered]),
+        work=np.concatenate([low.work for low in lowered]),
+        traffic=np.concatenate([low.traffic for low in lowered]),
+        groups=groups,
+        graph=np.repeat(np.arange(len(lowered)), [len(low.kernels) for low in lowered]),
+    )
+
+
+def lower_measured(graph: Graph, measurement: Measurement) -> Lowered:
+    """Rows of the kernels that ran, as the profile tells."""
+    kernels = [Kernel(k.nodes, k.op_type, bool(k.layout), k.tensor) for k in measurement.kernels]
+    return Lowering(graph).lower(kernels)
+
+
+def anchored_s(measurement: Measurement) -> Array:
+    """Times of the kernels such that they sum to the plain run, shape (kernels,).
+
+    A profiler's event holds some of the profiler's own time: a microsecond or so, which is a fifth of a small
+    network. So first the same amount (at most 3 us) is taken off every kernel, then all are scaled to the plain run.
+    """
+    assert measurement.latency_s is not None
+    t = np.array([k.latency_s for k in measurement.kernels])
+    plain = measurement.latency_s
+
+    def total(overhead: float) -> float:
+        return float(np.maximum(t - overhead, _LEAST_S).sum())
+
+    low, high = 0.0, MAX_EVENT_OVERHEAD_S
+    if total(high) >= plain:
+        low = high
+    elif total(low) > plain:
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if total(middle) > plain else (low, middle)
+    t = np.maximum(t - low, _LEAST_S)
+    scaled: Array = t * (plain / t.sum())
+    return scaled

@@ -1,0 +1,366 @@
+"""The predictor of one target: mapping, layer models, network term, memory, intervals.
+
+``fit`` learns from measurements; ``predict`` needs neither the backend nor the training library. The default estimate
+is a weighted geometric mean of the layer models (weights from out-of-fold errors), summed over kernels and corrected
+at the network level. Every layer model can be asked for by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from foretell.errors import FitError, UsageError
+from foretell.graph.cost import cost
+from foretell.graph.ir import Graph
+from foretell.graph.ops import OPS
+from foretell.models.contract import LayerModel
+from foretell.models.features import COLUMN, Lowered, Lowering
+from foretell.models.mapping import MappingModel
+from foretell.models.memory import MemoryModel
+from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
+from foretell.models.roofline import RefinedRoofline, Roofline
+from foretell.models.statistical import Mixed, Statistical
+from foretell.models.table import Table, anchored_s, lower_measured, stack
+from foretell.predictor.evaluate import Score, score
+from foretell.records import KernelPrediction, Measurement, Prediction, Target, Value
+
+Array = np.ndarray[Any, Any]
+LAYER_MODELS: Mapping[str, type[LayerModel]] = {
+    "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed,
+}  # fmt: skip
+METHODS = ("default", *LAYER_MODELS)
+_BLENDED = ("refined_roofline", "statistical", "mixed")
+_BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
+_FOLDS = 4
+_MIN_NETWORKS = 8
+DOMAIN = ("m", "n", "k", "traffic", "macs", "in_elements", "kernel_h", "dilation")
+_MARGIN = 0.7  # log units beyond what was seen: a factor of two
+MICRO = ("kernels", "sweep")  # sources that are not networks: no network term is learned from them
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class Predictor:
+    """What :func:`foretell.load` returns. Attributes that end in ``_`` are there after ``fit``."""
+
+    target: Target
+    mapping_: MappingModel = field(default_factory=MappingModel)
+    layers_: dict[str, LayerModel] = field(default_factory=dict)
+    blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
+    networks_: dict[str, NetworkModel] = field(default_factory=dict)
+    memory_: MemoryModel | None = None
+    conformal_: dict[str, Conformal] = field(default_factory=dict)
+    domain_: dict[str, Array] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+    # Learning
+
+    def fit(
+        self,
+        measurements: Sequence[Measurement],
+        graphs: Mapping[str, Graph],
+        *,
+        calibration: Sequence[Measurement] = (),
+        report: Report | None = None,
+    ) -> Self:
+        """Learn from ``measurements``; ``graphs`` maps their hashes to graphs.
+
+        Args:
+            calibration: measurements of real networks that only set the width of the intervals.
+            report: called with (what is being done, share done).
+
+        Raises:
+            FitError: fewer than eight usable measurements, or none with per-kernel times.
+            MissingExtraError: the training library is not installed.
+        """
+        tell = report or (lambda what, share: None)
+        rows = [m for m in measurements if m.verdict == "ok" and m.kernels and m.latency_s]
+        if len(rows) < _MIN_NETWORKS:
+            raise FitError(
+                f"{len(rows)} usable measurements with kernel times of {len(measurements)}; {_MIN_NETWORKS} are needed",
+                try_="a larger --minutes",
+            )
+        start = time.perf_counter()
+        tell("mapping", 0.0)
+        kept = [graphs[m.graph] for m in rows]
+        self.mapping_ = MappingModel.fit([(g, m.kernels, m.eliminated) for g, m in zip(kept, rows, strict=True)])
+        tell("features", 0.15)
+        table = stack([lower_measured(g, m) for g, m in zip(kept, rows, strict=True)])
+        seconds = np.concatenate([anchored_s(m) for m in rows])
+        self._fit_domain(table)
+        tell("layer models", 0.25)
+        self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
+        self._fit_network(rows, kept, table, seconds, tell)
+        tell("memory", 0.9)
+        self.memory_ = MemoryModel.fit(rows, kept)
+        self._calibrate(calibration or (), graphs, rows, kept)
+        self.card.update(
+            train_networks=len({m.graph for m in rows}),
+            train_measurements=len(rows),
+            train_kernels=table.size,
+            device_minutes=round(sum(m.device_seconds for m in measurements) / 60, 2),
+            fit_seconds=round(time.perf_counter() - start, 1),
+        )
+        tell("done", 1.0)
+        return self
+
+    def _fit_domain(self, table: Table) -> None:
+        """Range of the main features of each layer type."""
+        columns = [COLUMN[c] for c in DOMAIN]
+        groups = np.array(table.groups)
+        for g in sorted(set(table.groups)):
+            part = table.rows[groups == g][:, columns]
+            if len(part) >= 5:
+                self.domain_[g] = np.stack([part.min(axis=0), part.max(axis=0)])
+
+    def _fit_network(
+        self, rows: Sequence[Measurement], graphs: Sequence[Graph], table: Table, seconds: Array, tell: Report
+    ) -> None:
+        """Blend and network terms, from kernels predicted out of fold on the *predicted* mapping."""
+        lowered = [self.lower(g) for g in graphs]
+        own = stack(lowered)
+        fold_of = np.arange(len(rows)) % _FOLDS
+        held: dict[str, Array] = {name: np.zeros(own.size) for name in LAYER_MODELS}
+        for k in range(_FOLDS):
+            tell("network term", 0.4 + 0.5 * k / _FOLDS)
+            train_at = np.flatnonzero(fold_of[table.graph] != k)
+            test_at = np.flatnonzero(fold_of[own.graph] == k)
+            part, test = table.take(train_at), own.take(test_at)
+            for name, make in LAYER_MODELS.items():
+                held[name][test_at] = make().fit(part, seconds[train_at]).predict(test)
+        measured = np.array([m.latency_s for m in rows], float)
+        real = np.array([m.name.split("-")[0] not in MICRO for m in rows])
+        if not real.any():
+            real[:] = True
+        x = [self._network_inputs(own, lowered, held[name], len(rows)) for name in LAYER_MODELS]
+        del x
+        best = np.inf
+        for blend in _BLENDS:
+            mixed = _blend([held[name] for name in _BLENDED], blend)
+            features, total = self._network_inputs(own, lowered, mixed, len(rows))
+            error = self._network_error(features[real], total[real], measured[real])
+            if error < best:
+                best, self.blend_ = error, tuple(float(b) for b in blend)
+        held["default"] = _blend([held[name] for name in _BLENDED], self.blend_)
+        for name in METHODS:
+            features, total = self._network_inputs(own, lowered, held[name], len(rows))
+            ratio = np.log(measured / total)
+            self.networks_[name] = (
+                NetworkModel.fit(features[real], ratio[real]) if name == "default" else NetworkModel.identity()
+            )
+        features, total = self._network_inputs(own, lowered, held["default"], len(rows))
+        self._held_ratio = np.log(measured / (total * self.networks_["default"].factor(features)))[real]
+        self._held_scale = scale_of(self._coverage(own, lowered, held["default"]))[real]
+
+    @staticmethod
+    def _network_error(features: Array, total: Array, measured: Array) -> float:
+        """Cross-validated mean |log error| of the network term on top of ``total``."""
+        ratio = np.log(measured / total)
+        left = np.zeros(len(ratio))
+        fold = np.arange(len(ratio)) % 5
+        for k in range(5):
+            model = NetworkModel.fit(features[fold != k], ratio[fold != k])
+            left[fold == k] = ratio[fold == k] - np.log(model.factor(features[fold == k]))
+        return float(np.abs(left).mean())
+
+    def _network_inputs(
+        self, table: Table, lowered: Sequence[Lowered], seconds: Array, count: int
+    ) -> tuple[Array, Array]:
+        total = np.bincount(table.graph, weights=seconds, minlength=count)
+        total = np.maximum(total, 1e-9)
+        kernels = np.bincount(table.graph, minlength=count).astype(float)
+        weights = np.array([np.expm1(low.rows[0, COLUMN["net_weights"]]) if len(low.rows) else 0.0 for low in lowered])
+        return network_features(kernels, total, weights), total
+
+    def _coverage(self, table: Table, lowered: Sequence[Lowered], seconds: Array) -> Array:
+        """Share of each network's time that fitted, in-domain kernels make up."""
+        fitted = self._fitted(table)
+        total = np.bincount(table.graph, weights=seconds, minlength=len(lowered))
+        covered = np.bincount(table.graph, weights=seconds * fitted, minlength=len(lowered))
+        out: Array = covered / np.maximum(total, 1e-12)
+        return out
+
+    def _fitted(self, table: Table) -> Array:
+        out: Array = self.layers_["mixed"].known(table)
+        return out
+
+    def _outside(self, table: Table) -> Array:
+        """Which kernels lie well outside what was seen of their layer type, (kernels,) of bool."""
+        columns = [COLUMN[c] for c in DOMAIN]
+        out = np.zeros(table.size, bool)
+        x = table.rows[:, columns]
+        for i, g in enumerate(table.groups):
+            seen = self.domain_.get(g)
+            if seen is not None:
+                out[i] = bool((x[i] > seen[1] + _MARGIN).any() or (x[i] < seen[0] - _MARGIN).any())
+        return out
+
+    def _calibrate(
+        self,
+        calibration: Sequence[Measurement],
+        graphs: Mapping[str, Graph],
+        rows: Sequence[Measurement],
+        kept: Sequence[Graph],
+    ) -> None:
+        ratios, scales = list(self._held_ratio), list(self._held_scale)
+        memory = self.memory_.held_ratio_ if self.memory_ is not None else []
+        real = [m for m in calibration if m.verdict == "ok" and m.latency_s]
+        if len(real) >= 10:
+            out = self._estimate([graphs[m.graph] for m in real], "default")
+            ratios = [float(np.log(m.latency_s / t)) for m, t in zip(real, out.latency_s, strict=True) if m.latency_s]
+            scales = list(scale_of(out.coverage))
+            if self.memory_ is not None:
+                peaks = [(self.memory_.predict(graphs[m.graph], out.lowered[i]), m.peak_memory_bytes) for i, m in enumerate(real)]
+                memory = [float(np.log(m / p)) for p, m in peaks if m and p]
+        self.conformal_ = {"latency_s": Conformal.fit(ratios, scales)}
+        if self.memory_ is not None and len(memory):
+            self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(memory)))
+
+    # Predicting
+
+    def lower(self, graph: Graph) -> Lowered:
+        """Kernels that the target would run, with their rows."""
+        return Lowering(graph).lower(self.mapping_.apply(graph))
+
+    def _kernel_seconds(self, table: Table, method: str) -> Array:
+        if method == "default":
+            parts = [
+                self.layers_[name].predict(table) if w else np.ones(table.size)
+                for name, w in zip(_BLENDED, self.blend_, strict=True)
+            ]
+            return _blend(parts, self.blend_)
+        if method not in self.layers_:
+            raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
+        return self.layers_[method].predict(table)
+
+    def _estimate(self, graphs: Sequence[Graph], method: str) -> _Estimate:
+        lowered = [self.lower(g) for g in graphs]
+        table = stack(lowered)
+        kernel_s = self._kernel_seconds(table, method)
+        features, total = self._network_inputs(table, lowered, kernel_s, len(graphs))
+        factor = self.networks_.get(method, NetworkModel.identity()).factor(features)
+        coverage = self._coverage(table, lowered, kernel_s)
+        return _Estimate(lowered, table, kernel_s * factor[table.graph], total * factor, coverage)
+
+    def latencies_s(self, graphs: Sequence[Graph], method: str = "default") -> Array:
+        """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
+        return self._estimate(graphs, method).latency_s if graphs else np.zeros(0)
+
+    def predict(self, graph: Graph, method: str = "default") -> Prediction:
+        """Latency and memory of one graph, with intervals and kernels."""
+        return self.predict_many([graph], method)[0]
+
+    def predict_many(self, graphs: Sequence[Graph], method: str = "default") -> list[Prediction]:
+        """As :meth:`predict`, vectorised over all kernels of all graphs."""
+        if not graphs:
+            return []
+        e = self._estimate(graphs, method)
+        bounds = self.layers_["refined_roofline"].bound(e.table)  # type: ignore[attr-defined]
+        fitted = self._fitted(e.table)
+        outside = self._outside(e.table)
+        starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in e.lowered])])
+        out = []
+        for i, graph in enumerate(graphs):
+            at = range(int(starts[i]), int(starts[i + 1]))
+            latency = float(e.latency_s[i])
+            kernels = tuple(
+                _kernel(graph, e.lowered[i], j - at.start, float(e.kernel_s[j]), latency, bounds[j], bool(fitted[j]))
+                for j in at
+            )
+            warnings = list(graph.warnings)
+            away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
+            if latency > 0 and away > 0.05 * latency:
+                warnings.append(f"{away / latency * 100:.0f} % of the time is in kernels outside what was measured")
+            if e.coverage[i] < 0.95:
+                missing = sorted({g for g, f in zip(e.table.groups[at.start : at.stop], fitted[at.start : at.stop], strict=True) if not f})
+                warnings.append(
+                    f"{(1 - e.coverage[i]) * 100:.0f} % of the time rests on the roofline: no fitted model for "
+                    + ", ".join(missing[:6])
+                )
+            scale = float(scale_of(e.coverage[i : i + 1])[0]) * (1.0 + (away / latency if latency > 0 else 0.0))
+            out.append(
+                Prediction(
+                    model=graph.name,
+                    target=self.target.name,
+                    latency_s=self._value("latency_s", latency, scale),
+                    energy_j=None,
+                    peak_memory_bytes=self._memory(graph, e.lowered[i]),
+                    coverage=float(e.coverage[i]),
+                    macs=cost(graph).total_macs,
+                    parameters=graph.parameters,
+                    kernels=kernels,
+                    warnings=tuple(warnings),
+                )
+            )
+        return out
+
+    def _memory(self, graph: Graph, lowered: Lowered) -> Value | None:
+        if self.memory_ is None:
+            return None
+        return self._value("peak_memory_bytes", self.memory_.predict(graph, lowered), 1.0)
+
+    def _value(self, metric: str, value: float, scale: float) -> Value:
+        conformal = self.conformal_.get(metric)
+        if conformal is None:
+            return Value(value, value / 2, value * 2, 0.9)
+        low, high = conformal.interval(value, scale)
+        return Value(value, low, high, conformal.level)
+
+    def score(
+        self, measurements: Sequence[Measurement], graphs: Mapping[str, Graph], *, method: str = "default",
+        metric: str = "latency_s",
+    ) -> Score:  # fmt: skip
+        """Errors over ``measurements`` that are ``ok``. Raises FitError if there are none."""
+        rows = [m for m in measurements if m.verdict == "ok" and getattr(m, metric)]
+        if not rows:
+            raise FitError(f"no usable measurement of {metric}")
+        predictions = self.predict_many([graphs[m.graph] for m in rows], method)
+        values = [getattr(p, metric) for p in predictions]
+        if any(v is None for v in values):
+            raise FitError(f"this predictor does not know {metric}")
+        intervals = [(v.low, v.high) for v in values] if method == "default" else None
+        return score([v.value for v in values], [getattr(m, metric) for m in rows], intervals)
+
+    def save(self, path: Any) -> None:
+        """Write the predictor to a folder. See :mod:`foretell.predictor.persist`."""
+        from foretell.predictor.persist import save
+
+        save(self, path)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    lowered: list[Lowered]
+    table: Table
+    kernel_s: Array
+    latency_s: Array
+    coverage: Array
+
+
+def _blend(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Weighted geometric mean."""
+    log = sum(w * np.log(p) for p, w in zip(parts, weights, strict=True) if w)
+    out: Array = np.exp(log)
+    return out
+
+
+def _kernel(
+    graph: Graph, lowered: Lowered, i: int, seconds: float, total: float, bound: str, fitted: bool
+) -> KernelPrediction:
+    kernel = lowered.kernels[i]
+    nodes = tuple(graph.nodes[n].name for n in kernel.nodes)
+    known = fitted and all(graph.nodes[n].op_type in OPS for n in kernel.nodes)
+    return KernelPrediction(
+        name=kernel.label,
+        nodes=nodes or (kernel.tensor,),
+        op_types=tuple(graph.nodes[n].op_type for n in kernel.nodes),
+        latency_s=seconds,
+        share=seconds / total if total > 0 else 0.0,
+        bound=bound,
+        source="fitted" if known else "roofline",
+    )
