@@ -194,3 +194,15 @@ def write_onnx(graph: Graph) -> bytes:
             t = graph.tensors[name]
             where.add().CopyFrom(helper.make_tensor_value_info(name, _CODES[t.dtype], t.shape))
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def rebind(model: bytes, graph: Graph) -> bytes:
+    """``model`` with the input shapes that ``graph`` bound; the same bytes if they are the file's own."""
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.ParseFromString(model)
+    before = proto.SerializeToString()
+    _bind(proto, graph)
+    after = proto.SerializeToString()
+    return model if after == before else bytes(after)

@@ -28,6 +28,9 @@ NAMES: tuple[str, ...] = (
     "mode", "in_elements", "out_elements", "copies",
 )  # fmt: skip
 COLUMN = {name: i for i, name in enumerate(NAMES)}
+# The features whose range tells whether a kernel is like those that were measured.
+DOMAIN = ("m", "n", "k", "traffic", "macs", "in_elements", "kernel_h", "dilation")
+DOMAIN_WIDTH = len(DOMAIN)
 
 # Op types by number; 0 is any other. Appending is safe, reordering is not: predictors on disk refer to these.
 OP_CODE = {name: i + 1 for i, name in enumerate(sorted(OPS))}

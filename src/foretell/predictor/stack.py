@@ -19,7 +19,7 @@ from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
 from foretell.graph.ops import OPS
 from foretell.models.contract import LayerModel
-from foretell.models.features import COLUMN, Lowered, Lowering
+from foretell.models.features import COLUMN, DOMAIN, Lowered, Lowering
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
@@ -38,7 +38,6 @@ _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
 _FOLDS = 4
 _MIN_NETWORKS = 8
-DOMAIN = ("m", "n", "k", "traffic", "macs", "in_elements", "kernel_h", "dilation")
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
 MICRO = ("kernels", "sweep")  # sources that are not networks: no network term is learned from them
 Report = Callable[[str, float], None]
@@ -98,7 +97,11 @@ class Predictor:
         self._fit_network(rows, kept, table, seconds, tell)
         tell("memory", 0.9)
         self.memory_ = MemoryModel.fit(rows, kept)
-        self._calibrate(calibration or (), graphs, rows, kept)
+        if self.memory_ is not None:
+            held = self.memory_.held_ratio_
+            self.conformal_["peak_memory_bytes"] = Conformal.fit(held, np.ones(len(held)))
+        if calibration:
+            self.calibrate(calibration, graphs)
         self.card.update(
             train_networks=len({m.graph for m in rows}),
             train_measurements=len(rows),
@@ -137,8 +140,6 @@ class Predictor:
         real = np.array([m.name.split("-")[0] not in MICRO for m in rows])
         if not real.any():
             real[:] = True
-        x = [self._network_inputs(own, lowered, held[name], len(rows)) for name in LAYER_MODELS]
-        del x
         best = np.inf
         for blend in _BLENDS:
             mixed = _blend([held[name] for name in _BLENDED], blend)
@@ -154,8 +155,9 @@ class Predictor:
                 NetworkModel.fit(features[real], ratio[real]) if name == "default" else NetworkModel.identity()
             )
         features, total = self._network_inputs(own, lowered, held["default"], len(rows))
-        self._held_ratio = np.log(measured / (total * self.networks_["default"].factor(features)))[real]
-        self._held_scale = scale_of(self._coverage(own, lowered, held["default"]))[real]
+        left = np.log(measured / (total * self.networks_["default"].factor(features)))
+        scale = scale_of(self._coverage(own, lowered, held["default"]))
+        self.conformal_["latency_s"] = Conformal.fit(left[real], scale[real])
 
     @staticmethod
     def _network_error(features: Array, total: Array, measured: Array) -> float:
@@ -200,26 +202,22 @@ class Predictor:
                 out[i] = bool((x[i] > seen[1] + _MARGIN).any() or (x[i] < seen[0] - _MARGIN).any())
         return out
 
-    def _calibrate(
-        self,
-        calibration: Sequence[Measurement],
-        graphs: Mapping[str, Graph],
-        rows: Sequence[Measurement],
-        kept: Sequence[Graph],
-    ) -> None:
-        ratios, scales = list(self._held_ratio), list(self._held_scale)
-        memory = self.memory_.held_ratio_ if self.memory_ is not None else []
-        real = [m for m in calibration if m.verdict == "ok" and m.latency_s]
-        if len(real) >= 10:
-            out = self._estimate([graphs[m.graph] for m in real], "default")
-            ratios = [float(np.log(m.latency_s / t)) for m, t in zip(real, out.latency_s, strict=True) if m.latency_s]
-            scales = list(scale_of(out.coverage))
-            if self.memory_ is not None:
-                peaks = [(self.memory_.predict(graphs[m.graph], out.lowered[i]), m.peak_memory_bytes) for i, m in enumerate(real)]
-                memory = [float(np.log(m / p)) for p, m in peaks if m and p]
-        self.conformal_ = {"latency_s": Conformal.fit(ratios, scales)}
-        if self.memory_ is not None and len(memory):
-            self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(memory)))
+    def calibrate(self, measurements: Sequence[Measurement], graphs: Mapping[str, Graph]) -> Self:
+        """Set the width of the intervals on networks that the models have not seen; returns self."""
+        real = [m for m in measurements if m.verdict == "ok" and m.latency_s]
+        out = self._estimate([graphs[m.graph] for m in real], "default")
+        ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
+        self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
+        if self.memory_ is not None:
+            pairs = [
+                (m.peak_memory_bytes, self.memory_.predict(graphs[m.graph], out.lowered[i]))
+                for i, m in enumerate(real)
+                if m.peak_memory_bytes
+            ]
+            if pairs:
+                memory = np.log([true / guess for true, guess in pairs])
+                self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(pairs)))
+        return self
 
     # Predicting
 

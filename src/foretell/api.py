@@ -1,0 +1,157 @@
+"""The Python interface: read a model, load a predictor, predict. Level 3: it may use both formats and predictors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foretell.errors import FormatError, PredictorError, TargetError
+from foretell.graph.ir import Graph, Shape
+from foretell.predictor.persist import MANIFEST, load as _load_folder
+from foretell.predictor.stack import Predictor
+from foretell.records import Prediction
+
+if TYPE_CHECKING:
+    import onnx
+
+    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph
+
+ZOO = "zoo:"
+ALIASES: Mapping[str, str] = {"ort": "ort-f32-1t", "onnxruntime": "ort-f32-1t"}
+DEFAULT_TARGET = "ort-f32-1t"
+
+
+def read_model(
+    model: Model, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None, name: str | None = None
+) -> Graph:
+    """Read a model into a graph.
+
+    Args:
+        model: a path, ``zoo:NAME``, the bytes of a file, an ``onnx.ModelProto``, or a graph (returned as it is).
+        shapes: shapes to bind to named inputs.
+        batch: value of symbolic leading dimensions.
+        name: name of the graph; by default the file's stem.
+
+    Raises:
+        ModelError: not readable, or shapes are missing; the message says which.
+    """
+    if isinstance(model, Graph):
+        return model
+    from foretell.formats.onnx import read_onnx
+
+    if isinstance(model, str) and model.startswith(ZOO):
+        key = model.removeprefix(ZOO)
+        return read_onnx(zoo_bytes(key), shapes=shapes, batch=batch, name=name or key)
+    if isinstance(model, (str, os.PathLike)):
+        suffix = Path(model).suffix.lower()
+        if suffix in (".pt", ".pt2", ".pth", ".pkl", ".pickle", ".bin"):
+            raise FormatError(
+                f"{suffix} files hold pickles, which can run code when they are read", where=str(model),
+                try_="torch.onnx.export(model, args, 'model.onnx', dynamo=True), then predict that",
+            )  # fmt: skip
+    return read_onnx(model, shapes=shapes, batch=batch, name=name)
+
+
+def zoo_names() -> list[str]:
+    """Names of the networks that ship with foretell."""
+    folder = resources.files("foretell") / "zoo"
+    return sorted(f.name.removesuffix(".onnx") for f in folder.iterdir() if f.name.endswith(".onnx"))
+
+
+def zoo_bytes(name: str) -> bytes:
+    """The ONNX file of a zoo network. Raises FormatError if there is none of that name."""
+    if name not in zoo_names():
+        close = [n for n in zoo_names() if name.lower()[:5] in n][:5] or zoo_names()[:5]
+        raise FormatError(f"no zoo network called {name!r}", try_=", ".join(ZOO + n for n in close))
+    return (resources.files("foretell") / "zoo" / f"{name}.onnx").read_bytes()
+
+
+def home() -> Path:
+    """Where foretell keeps what the user builds: ``$FORETELL_HOME``, else ``~/.local/share/foretell``."""
+    given = os.environ.get("FORETELL_HOME")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "foretell"
+
+
+def predictor_folders() -> dict[str, Path]:
+    """Folder of each predictor known by name; the user's own come before those that ship with foretell."""
+    found: dict[str, Path] = {}
+    for base in (Path(str(resources.files("foretell") / "predictors")), home() / "predictors"):
+        if base.is_dir():
+            for folder in sorted(base.iterdir()):
+                if (folder / MANIFEST).is_file():
+                    found[folder.name] = folder
+    return found
+
+
+def load(target: str | os.PathLike[str]) -> Predictor:
+    """Load a predictor by the name of its target (``ort-f32-1t``, ``ort``) or by the path of its folder.
+
+    Raises:
+        TargetError: no predictor of that name.
+        PredictorError: the folder is corrupt.
+    """
+    text = os.fspath(target)
+    folders = predictor_folders()
+    folder = folders.get(ALIASES.get(text, text))
+    if folder is None:
+        folder = Path(text)
+        if not (folder / MANIFEST).is_file():
+            raise TargetError(
+                f"no predictor called {text!r}",
+                try_=(", ".join(sorted(folders)) or "none is installed") + f"; or foretell build --target {text}",
+            )
+    stamp = (folder / MANIFEST).stat().st_mtime_ns
+    return _cached(str(folder), stamp)
+
+
+@lru_cache(maxsize=16)
+def _cached(folder: str, stamp: int) -> Predictor:
+    return _load_folder(folder)
+
+
+def predict(
+    model: Model,
+    target: str | os.PathLike[str] | Predictor = DEFAULT_TARGET,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+    method: str = "default",
+) -> Prediction:
+    """Predict latency and memory of ``model`` on ``target``.
+
+    Args:
+        target: the name of a target, the folder of a predictor, or a :class:`Predictor`.
+        method: ``default`` or a layer model by name.
+
+    Raises:
+        ForetellError: see :func:`read_model` and :func:`load`.
+    """
+    predictor = target if isinstance(target, Predictor) else load(target)
+    return predictor.predict(read_model(model, shapes=shapes, batch=batch), method)
+
+
+def predict_many(
+    models: Sequence[Model], target: str | os.PathLike[str] | Predictor = DEFAULT_TARGET, *, method: str = "default"
+) -> list[Prediction]:
+    """As :func:`predict` for many models, vectorised over all their kernels."""
+    predictor = target if isinstance(target, Predictor) else load(target)
+    return predictor.predict_many([read_model(m) for m in models], method)
+
+
+def targets() -> list[dict[str, Any]]:
+    """What is known of each predictor: target, card, folder. A corrupt one is listed with its error."""
+    out: list[dict[str, Any]] = []
+    for name, folder in sorted(predictor_folders().items()):
+        try:
+            predictor = load(folder)
+        except PredictorError as e:
+            out.append({"name": name, "folder": str(folder), "error": str(e)})
+            continue
+        out.append({"name": name, "folder": str(folder), "target": predictor.target, "card": predictor.card})
+    return out

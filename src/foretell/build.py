@@ -1,0 +1,216 @@
+"""The build journey: plan, measure, fit, judge, save. The one place where the two halves meet, at measurement rows."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from foretell import __version__, backends
+from foretell.api import zoo_bytes, zoo_names
+from foretell.backends.contract import RunOptions
+from foretell.bench import protocol
+from foretell.bench.campaign import Progress, Settings, default_cpus, run_campaign
+from foretell.errors import FitError, ForetellError
+from foretell.formats.onnx import read_onnx
+from foretell.formats.onnx_write import write_onnx
+from foretell.generate.plan import Entry, make_plan
+from foretell.graph.ir import Graph
+from foretell.predictor.evaluate import FAMILIES
+from foretell.predictor.judge import judge
+from foretell.predictor.stack import Predictor
+from foretell.records import Measurement, Target
+from foretell.store import Store
+
+# Share of the budget for the real networks that judge the predictor; they train nothing but the intervals.
+_JUDGE_SHARE = 0.25
+_OPTIONS = RunOptions(seconds=0.2)
+Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will measure."""
+
+    target: Target
+    minutes: float
+    seed: int
+    workers: int
+    entries: tuple[Entry, ...]
+    judges: tuple[str, ...]
+
+    @property
+    def campaign(self) -> str:
+        """Name of the campaign in the store; the same plan resumes the same campaign."""
+        return f"{self.target.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """Outcome of a build."""
+
+    predictor: Predictor
+    rows: list[dict[str, Any]]
+    noise_floor: float | None
+    failed: int
+    wall_s: float
+
+
+def plan_build(target: str, *, minutes: float, precision: str = "f32", threads: int = 1, seed: int = 0) -> Plan:
+    """Plan a build. Raises TargetError or UsageError."""
+    chosen = backends.get(target).target(precision, threads)
+    workers = len(default_cpus(threads))
+    entries = make_plan(minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed)
+    return Plan(chosen, minutes, seed, workers, tuple(entries), tuple(zoo_names()))
+
+
+def graph_hash(model: bytes) -> str:
+    """The store's key of a model: SHA-256 of its bytes."""
+    return hashlib.sha256(model).hexdigest()
+
+
+def enqueue(store: Store, campaign: str, models: Sequence[tuple[str, str, str, bytes]], processes: int) -> None:
+    """Add (name, family, source, bytes) to the store and the campaign."""
+    jobs = []
+    for name, family, source, data in models:
+        key = graph_hash(data)
+        store.add_graph(key, name, family, source, data)
+        jobs.append((key, processes))
+    store.add_jobs(campaign, jobs)
+
+
+def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
+    """Measure the plan's generated graphs, then the judges, within the budget. Resumes what is there."""
+    start = time.monotonic()
+    budget = plan.minutes * 60
+
+    def reporter(stage: str, seconds: float) -> Callable[[Progress], None]:
+        def report(p: Progress) -> None:
+            share = max(p.elapsed_s / seconds if seconds > 0 else 0.0, (p.done + p.failed) / max(p.total, 1))
+            tell(stage, min(1.0, share), p.remaining_s, f"{p.done} done, {p.failed} failed, last {p.last}")
+
+        return report
+
+    train = plan.campaign + "-train"
+    if not store.counts(train):
+        for i, entry in enumerate(plan.entries):
+            data = write_onnx(entry.graph())
+            enqueue(store, train, [(entry.name, f"generated:{entry.space}", "generated", data)], protocol.PROCESSES)
+            tell("plan", (i + 1) / len(plan.entries), None, entry.name)
+    judge_campaign = plan.campaign + "-judge"
+    by_size = sorted((zoo_bytes(n), n) for n in plan.judges)
+    cheap_first = sorted(by_size, key=lambda item: _macs(item[0], item[1]))
+    enqueue(store, judge_campaign, [(n, FAMILIES.get(n, n), "zoo", d) for d, n in cheap_first], protocol.PROCESSES)
+    for stage, campaign, until in (
+        ("measuring benchmarks", train, budget * (1 - _JUDGE_SHARE)),
+        ("measuring real networks", judge_campaign, budget),
+    ):
+        seconds = max(10.0, until - (time.monotonic() - start))
+        settings = Settings(options=_OPTIONS, seconds=seconds)
+        run_campaign(store, campaign, plan.target, settings, reporter(stage, seconds))
+
+
+def _macs(data: bytes, name: str) -> int:
+    from foretell.graph.cost import macs
+
+    return macs(read_onnx(data, name=name))
+
+
+def graphs_of(store: Store, measurements: Sequence[Measurement]) -> dict[str, Graph]:
+    """The graphs of measurements, by hash."""
+    return {m.graph: read_onnx(store.model(m.graph), name=m.name) for m in measurements}
+
+
+def fit_and_judge(
+    target: Target, train: Sequence[Measurement], test: Sequence[Measurement], graphs: dict[str, Graph], tell: Tell
+) -> Built:
+    """Fit on ``train``, judge on ``test`` leave-family-out, then set the intervals on all of ``test``."""
+    start = time.monotonic()
+    begun = time.monotonic()
+
+    def report(what: str, share: float) -> None:
+        passed = time.monotonic() - begun
+        tell("fitting", share, passed / share * (1 - share) if share > 0.2 else None, what)
+
+    predictor = Predictor(target).fit(train, graphs, report=report)
+    rows = judge(predictor, train, test, graphs)
+    real = [m for m in test if m.verdict == "ok"]
+    if len(real) >= 10:
+        predictor.calibrate(real, graphs)
+    floor = protocol.noise_floor(real)
+    pair = protocol.pair_noise(real or train)
+    example = next((m for m in (*train, *test) if m.environment), None)
+    main = next((r["score"] for r in rows if r["estimator"] == "default" and r["metric"] == "latency_s" and r["part"] == "all"), None)
+    memory = next((r["score"] for r in rows if r["metric"] == "peak_memory_bytes" and r["part"] == "all"), None)
+    predictor.card.update(
+        created=datetime.now(UTC).strftime("%Y-%m-%d"),
+        foretell=__version__,
+        protocol=protocol.PROTOCOL,
+        runtime=str(example.environment.get("runtime", "")) if example else "",
+        cpu=cpu_name(),
+        python=platform.python_version(),
+        test_networks=len(real),
+        latency=main.to_dict() if main else None,
+        peak_memory=memory.to_dict() if memory else None,
+        # A row's figure is a median of three processes: its noise is the noise of one over the root of three.
+        noise_floor_percent=round((floor if floor is not None else (pair or 0.0) / 3**0.5) * 100, 2),
+    )
+    failed = sum(m.verdict != "ok" for m in (*train, *test))
+    return Built(predictor, rows, predictor.card["noise_floor_percent"], failed, time.monotonic() - start)
+
+
+def worse_than_refined(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the default is worse than the refined roofline on the networks that judged it."""
+    by = {r["estimator"]: r["score"].mape for r in rows if r["metric"] == "latency_s" and r["part"] == "all"}
+    return "default" in by and by["default"] > by["refined_roofline"]
+
+
+def build(plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = False) -> Built:
+    """The whole journey. Raises FitError for a predictor worse than the refined roofline unless ``force``."""
+    measure_plan(store, plan, tell)
+    train = store.measurements(plan.target.name, plan.campaign + "-train")
+    test = store.measurements(plan.target.name, plan.campaign + "-judge")
+    usable = [m for m in (*train, *test) if m.verdict != "failed"]
+    built = fit_and_judge(plan.target, train, test, graphs_of(store, usable), tell)
+    if worse_than_refined(built.rows) and not force:
+        raise FitError(
+            "the predictor is worse than the refined roofline, and was not saved", try_="more --minutes, or --force"
+        )
+    built.predictor.save(output)
+    return built
+
+
+def cpu_name() -> str:
+    """Model name of this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def measure_models(
+    store: Store, target: Target, models: Sequence[tuple[str, bytes]], processes: int, tell: Tell
+) -> list[Measurement]:
+    """Measure given (name, bytes) once each; rows that the store has are not measured again."""
+    keys = {graph_hash(d) for _, d in models}
+    campaign = "measure-" + hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:12]
+    enqueue(store, campaign, [(n, n, "user", d) for n, d in models], processes)
+
+    def report(p: Progress) -> None:
+        tell("measuring", (p.done + p.failed) / max(p.total, 1), p.remaining_s, p.last)
+
+    run_campaign(store, campaign, target, Settings(), report)
+    rows = [m for m in store.measurements(target.name, campaign) if m.graph in keys]
+    names = {graph_hash(d): n for n, d in models}
+    return [replace(m, name=names[m.graph]) for m in rows]
+
+
+__all__ = ["Built", "ForetellError", "Plan", "build", "measure_models", "plan_build"]

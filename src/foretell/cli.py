@@ -1,0 +1,478 @@
+"""The command line: verbs only. Everything heavy is imported inside a verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from foretell import __version__
+from foretell.errors import ForetellError, MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from foretell.records import Prediction, Value
+    from foretell.report.tables import Sheet
+
+FORMATS = ("table", "json", "csv", "markdown")
+EXIT_CODES = """
+Exit codes: 0 done; 1 another error; 2 wrong usage; 3 the model cannot be read; 4 unknown or unusable target;
+5 a corrupt predictor; 6 a measurement failed; 7 the store cannot be used; 8 too few measurements to fit, or a
+predictor not worth saving; 130 interrupted.
+"""
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+format_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+)
+shape_option = click.option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Bind the shape of an input."
+)
+batch_option = click.option("--batch", type=click.IntRange(1, 2**20), help="Bind symbolic leading dimensions.")
+store_option = click.option(
+    "--store", type=click.Path(dir_okay=False, path_type=Path), help="Measurement store  [default: in foretell's home]"
+)
+
+
+@click.group(context_settings=_CONTEXT, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="foretell")
+def app() -> None:
+    """Tell how long a neural network will take on a device, and how much memory it needs, before it runs there.
+
+    \b
+    Examples:
+      foretell predict zoo:mobilenetv2_100          latency, memory and kernels, from a shipped predictor
+      foretell predict model.onnx --batch 1         any ONNX file; external weights are never opened
+      foretell build --target ort --minutes 15      a predictor of this machine
+    """
+
+
+def main() -> NoReturn:
+    """Entry point: turns errors into one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except ForetellError as e:
+        _fail(str(e), e.exit_code)
+    except click.exceptions.Abort:
+        _fail("interrupted; finished measurements are kept, the same command goes on from there", 130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished measurements are kept, the same command goes on from there", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    sys.stderr.write(f"foretell: {clean}\n")
+    sys.exit(code)
+
+
+def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    out: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        name, equals, dims = text.rpartition("=")
+        try:
+            out[name] = tuple(int(d) for d in dims.replace(",", "x").split("x")) if dims else ()
+        except ValueError:
+            equals = ""
+        if not equals or not name or any(d < 0 for d in out.get(name, ())):
+            raise UsageError(f"--shape {text!r} is not INPUT=DIMS", try_="--shape input=1x3x224x224")
+    return out
+
+
+@app.command(epilog="Examples:  foretell predict zoo:resnet50   |   foretell predict m.onnx --shape x=1x3x320x320 --format json")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor.")
+@shape_option
+@batch_option
+@click.option("--method", default="default", show_default=True, help="Estimator: default, or a layer model by name.")
+@click.option("--top", default=10, show_default=True, help="How many kernels to list; 0 for none, -1 for all.")
+@format_option
+def predict(
+    models: tuple[str, ...], target: str, shapes: tuple[str, ...], batch: int | None, method: str, top: int, form: str
+) -> None:
+    """Predict latency and peak memory of MODELS (ONNX files, or zoo:NAME)."""
+    from foretell import api
+    from foretell.report import tables
+
+    predictor = api.load(target)
+    graphs = [api.read_model(m, shapes=_shapes(shapes), batch=batch) for m in models]
+    predictions = predictor.predict_many(graphs, method)
+    data = [p.to_dict() for p in predictions]
+    sheets = [_prediction_sheet(p, top) for p in predictions] if len(models) == 1 else [_compare(predictions)]
+    tables.show(sheets, data[0] if len(models) == 1 else data, form)
+
+
+def _range(value: Value | None, fmt: Any) -> str:
+    return "-" if value is None else f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+
+
+def _prediction_sheet(p: Prediction, top: int) -> Sheet:
+    from foretell import units
+    from foretell.report.tables import Sheet
+
+    kernels = sorted(p.kernels, key=lambda k: -k.latency_s)
+    shown = kernels if top < 0 else kernels[:top]
+    head = "\n".join([
+        f"{p.model} on {p.target}",
+        f"latency      {_range(p.latency_s, units.seconds)}",
+        f"peak memory  {_range(p.peak_memory_bytes, units.size)}",
+        f"energy       {_range(p.energy_j, units.joules)}",
+        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
+        f"{units.percent(p.coverage, 0)} of the time from fitted models",
+    ])  # fmt: skip
+    rows = tuple(
+        (k.name, "+".join(k.op_types) or "-", k.nodes[-1], units.seconds(k.latency_s), units.percent(k.share), k.bound, k.source)
+        for k in shown
+    )
+    notes = list(p.warnings)
+    return Sheet(("kernel", "op types", "node", "latency", "share", "bound", "source"), rows, head, tuple(notes), (3, 4))
+
+
+def _compare(predictions: list[Prediction]) -> Sheet:
+    from foretell import units
+    from foretell.report.tables import Sheet
+
+    rows = tuple(
+        (
+            p.model, p.target, _range(p.latency_s, units.seconds), _range(p.peak_memory_bytes, units.size),
+            units.count(p.macs), units.percent(p.coverage, 0), str(len(p.warnings)),
+        )
+        for p in predictions
+    )  # fmt: skip
+    return Sheet(("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings"), rows)
+
+
+@app.command(epilog="Examples:  foretell inspect zoo:vit_tiny_patch16_224   |   foretell inspect m.onnx --nodes --format csv")
+@click.argument("model")
+@shape_option
+@batch_option
+@click.option("--nodes", is_flag=True, help="List every node, not only totals by op type.")
+@format_option
+def inspect(model: str, shapes: tuple[str, ...], batch: int | None, nodes: bool, form: str) -> None:
+    """Show what MODEL computes: MACs, parameters, bytes moved, memory, op types."""
+    from foretell import api, units
+    from foretell.graph.cost import cost
+    from foretell.graph.memory import memory_use
+    from foretell.graph.ops import op_type
+    from foretell.report import tables
+
+    graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
+    c, memory = cost(graph), memory_use(graph)
+    moved = c.read_bytes + c.write_bytes + c.weight_bytes
+    data = {
+        "model": graph.name,
+        "inputs": {t: list(graph.tensors[t].shape) for t in graph.inputs},
+        "outputs": {t: list(graph.tensors[t].shape) for t in graph.outputs},
+        "nodes": len(graph.nodes),
+        "macs": c.total_macs,
+        "parameters": graph.parameters,
+        "weight_bytes": memory.weight_bytes,
+        "peak_activation_bytes": memory.peak_activation_bytes,
+        "traffic_bytes": int(moved.sum()),
+        "unknown_op_types": list(c.unknown),
+        "warnings": list(graph.warnings),
+    }
+    head = "\n".join([
+        f"{graph.name}: {len(graph.nodes)} nodes, {units.count(c.total_macs)}MACs, {units.count(graph.parameters)} parameters",
+        "inputs       " + ", ".join(f"{t} {'x'.join(map(str, graph.tensors[t].shape))}" for t in graph.inputs),
+        "outputs      " + ", ".join(f"{t} {'x'.join(map(str, graph.tensors[t].shape))}" for t in graph.outputs),
+        f"weights      {units.size(memory.weight_bytes)}",
+        f"activations  {units.size(memory.peak_activation_bytes)} at the peak (lifetimes, no runtime)",
+    ])  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    if nodes:
+        titles: tuple[str, ...] = ("node", "op type", "output", "MACs", "bytes")
+        for i, n in enumerate(graph.nodes):
+            out = graph.tensors[n.outputs[0]].shape if n.outputs else ()
+            rows.append((n.name, n.op_type, "x".join(map(str, out)), units.count(c.macs[i]), units.size(moved[i])))
+        data["node_list"] = [
+            {"name": n.name, "op_type": n.op_type, "macs": int(c.macs[i]), "traffic_bytes": int(moved[i])}
+            for i, n in enumerate(graph.nodes)
+        ]
+        right: tuple[int, ...] = (3, 4)
+    else:
+        titles, right = ("op type", "category", "nodes", "MACs", "bytes"), (2, 3, 4)
+        by: dict[str, list[float]] = {}
+        for i, n in enumerate(graph.nodes):
+            entry = by.setdefault(n.op_type, [0, 0, 0])
+            entry[0] += 1
+            entry[1] += c.macs[i]
+            entry[2] += moved[i]
+        for op, (count, macs, size) in sorted(by.items(), key=lambda kv: (-kv[1][1], -kv[1][2])):
+            rows.append((op, op_type(op).category, str(int(count)), units.count(macs), units.size(size)))
+        data["op_types"] = {op: {"nodes": int(v[0]), "macs": int(v[1]), "traffic_bytes": int(v[2])} for op, v in by.items()}
+    tables.show([tables.Sheet(titles, tuple(rows), head, graph.warnings, right)], data, form)
+
+
+@app.command(epilog="Example:  foretell targets --format json")
+@format_option
+def targets(form: str) -> None:
+    """List the predictors that are installed, with their errors."""
+    from dataclasses import asdict
+
+    from foretell import api
+    from foretell.report import tables
+
+    found = api.targets()
+    rows = []
+    data = []
+    for t in found:
+        card, latency = t.get("card", {}), t.get("card", {}).get("latency") or {}
+        rows.append((
+            t["name"], card.get("runtime", "-") if "error" not in t else "corrupt",
+            f"{latency['mape']:.1f} %" if latency else "-", f"{card.get('noise_floor_percent', 0):.1f} %" if card else "-",
+            f"{(card.get('peak_memory') or {}).get('mape', 0):.1f} %" if card.get("peak_memory") else "-",
+            str(card.get("train_measurements", "-")), str(card.get("device_minutes", "-")), card.get("created", "-"),
+            card.get("cpu", "-"),
+        ))  # fmt: skip
+        data.append({**t, "target": asdict(t["target"])} if "target" in t else t)
+    notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
+    if not found:
+        notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
+    titles = ("target", "runtime", "latency error", "noise floor", "memory error", "measurements", "device min", "date", "measured on")
+    tables.show([tables.Sheet(titles, tuple(rows), "", notes, (2, 3, 4, 5, 6))], data, form)
+
+
+@app.command(epilog="Examples:  foretell build --target ort --minutes 15   |   foretell build --target ort --minutes 2 --dry-run")
+@click.option("--target", "backend", default="ort", show_default=True, help="Backend to build a predictor for.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=15.0, show_default=True, help="Budget for measuring.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--precision", default="f32", show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the benchmark plan.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]")
+@store_option
+@click.option("--dry-run", is_flag=True, help="Show the plan and measure nothing.")
+@click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def build(
+    backend: str, minutes: float, threads: int, precision: str, seed: int, output: Path | None, store: Path | None,
+    dry_run: bool, force: bool, quiet: bool, form: str,
+) -> None:  # fmt: skip
+    """Build a predictor of this machine: measure benchmarks, fit, judge on real networks, save.
+
+    Interrupt it at any time: the same command goes on where it stopped.
+    """
+    from foretell import api
+    from foretell import build as journey
+    from foretell.report import tables
+    from foretell.report.progress import ProgressLine
+
+    plan = journey.plan_build(backend, minutes=minutes, precision=precision, threads=threads, seed=seed)
+    if dry_run:
+        tables.show(*_plan_sheets(plan), form)
+        return
+    for package in ("lightgbm",):  # before measuring for a quarter of an hour
+        _require(package, "train")
+    where = output or api.home() / "predictors" / plan.target.name
+    with ProgressLine("build", quiet=quiet) as line:
+
+        def tell(stage: str, share: float, left: float | None, text: str) -> None:
+            line.title = stage
+            line.update(share, left, text)
+
+        built = journey.build(plan, _store(store), where, tell, force=force)
+    sheets, data = _judged(built.rows, built.noise_floor, plan.target.name)
+    data["folder"] = str(where)
+    data["card"] = built.predictor.card
+    tables.show(sheets, data, form)
+    if form == "table":
+        click.echo(f"\nsaved to {where}; use it with: foretell predict MODEL --target {output or plan.target.name}")
+
+
+def _require(package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
+
+
+def _store(path: Path | None) -> Any:
+    from foretell import api
+    from foretell.store import Store
+
+    return Store(path or api.home() / "measurements.sqlite")
+
+
+def _plan_sheets(plan: Any) -> tuple[list[Sheet], dict[str, Any]]:
+    from foretell.report.tables import Sheet
+
+    spaces: dict[str, int] = {}
+    for e in plan.entries:
+        spaces[e.space] = spaces.get(e.space, 0) + 1
+    rows = [(space, str(n), "generated", "trains") for space, n in sorted(spaces.items())]
+    rows.append(("zoo", str(len(plan.judges)), "real networks", "judge, and set the intervals"))
+    head = (
+        f"plan for {plan.target.name}: {plan.minutes:g} minutes on {plan.workers} workers, seed {plan.seed}; "
+        "it is cut where the budget ends"
+    )
+    data = {
+        "target": plan.target.name, "minutes": plan.minutes, "workers": plan.workers, "seed": plan.seed,
+        "entries": [{"space": e.space, "seed": e.seed} for e in plan.entries], "judges": list(plan.judges),
+    }  # fmt: skip
+    return [Sheet(("space", "graphs", "kind", "use"), tuple(rows), head, (), (1,))], data
+
+
+def _judged(rows: list[dict[str, Any]], floor: float | None, target: str) -> tuple[list[Sheet], dict[str, Any]]:
+    from foretell.report.tables import Sheet
+
+    cells = []
+    for r in rows:
+        s = r["score"]
+        cells.append((
+            r["metric"], r["estimator"], r["part"], str(s.networks), f"{s.mape:.2f}", f"{s.median_ape:.2f}", f"{s.within_5:.0f}",
+            f"{s.within_10:.0f}", "-" if s.spearman is None else f"{s.spearman:.4f}",
+            "-" if s.interval_coverage is None else f"{s.interval_coverage:.0f}",
+        ))  # fmt: skip
+    titles = ("metric", "estimator", "networks", "n", "MAPE %", "median %", "within 5", "within 10", "Spearman", "in interval")
+    head = f"{target}: real networks of families that trained nothing; noise floor {floor} %"
+    data = {"target": target, "noise_floor": floor, "rows": [{**r, "score": r["score"].to_dict()} for r in rows]}
+    return [Sheet(titles, tuple(cells), head, (), tuple(range(3, 10)))], data
+
+
+@app.command(epilog="Example:  foretell measure model.onnx zoo:resnet18 --processes 6")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--target", "backend", default="ort", show_default=True, help="Backend to measure with.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--precision", default="f32", show_default=True)
+@click.option("--processes", type=click.IntRange(1, 50), default=3, show_default=True)
+@shape_option
+@batch_option
+@store_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def measure(
+    models: tuple[str, ...], backend: str, threads: int, precision: str, processes: int, shapes: tuple[str, ...],
+    batch: int | None, store: Path | None, quiet: bool, form: str,
+) -> None:  # fmt: skip
+    """Measure MODELS on this machine; weights that are absent are made up. Rows go to the store."""
+    from foretell import api, backends, units
+    from foretell import build as journey
+    from foretell.formats.onnx_write import rebind
+    from foretell.report import tables
+    from foretell.report.progress import ProgressLine
+
+    chosen = backends.get(backend)
+    chosen.version()
+    target = chosen.target(precision, threads)
+    data: list[tuple[str, bytes]] = []
+    for m in models:
+        graph = api.read_model(m, shapes=_shapes(shapes), batch=batch)
+        raw = api.zoo_bytes(m.removeprefix(api.ZOO)) if m.startswith(api.ZOO) else Path(m).read_bytes()
+        data.append((graph.name, rebind(raw, graph)))
+    with ProgressLine("measuring", quiet=quiet) as line:
+        rows = journey.measure_models(
+            _store(store), target, data, processes, lambda stage, share, left, text: line.update(share, left, text)
+        )
+    cells = tuple(
+        (
+            m.name, m.target.name, m.verdict, units.seconds(m.latency_s), f"{(m.noise or 0) * 100:.1f} %",
+            units.size(m.peak_memory_bytes), str(len(m.process_latency_s)), m.error,
+        )
+        for m in rows
+    )  # fmt: skip
+    out = [
+        {
+            "model": m.name, "target": m.target.name, "verdict": m.verdict, "latency_s": m.latency_s,
+            "process_latency_s": list(m.process_latency_s), "peak_memory_bytes": m.peak_memory_bytes,
+            "noise": m.noise, "protocol": m.protocol, "error": m.error, "environment": dict(m.environment),
+        }
+        for m in rows
+    ]  # fmt: skip
+    titles = ("model", "target", "verdict", "latency", "+-", "peak memory", "processes", "problem")
+    tables.show([tables.Sheet(titles, cells, "", (), (3, 4, 5, 6))], out, form)
+    if all(m.verdict == "failed" for m in rows):
+        sys.exit(6)
+
+
+@app.command(epilog="Example:  foretell fit --target ort-f32-1t --store runs.sqlite --output my-predictor")
+@click.option("--target", default="ort-f32-1t", show_default=True, help="Target whose measurements to fit.")
+@store_option
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]")
+@click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def fit(target: str, store: Path | None, output: Path | None, force: bool, quiet: bool, form: str) -> None:
+    """Fit a predictor on measurements that a store already holds; judge it on its real networks."""
+    from foretell import api
+    from foretell import build as journey
+    from foretell.errors import FitError
+    from foretell.report import tables
+    from foretell.report.progress import ProgressLine
+
+    name = api.ALIASES.get(target, target)
+    train, test, graphs = _measured(_store(store), name)
+    if not train:
+        raise FitError(f"the store holds no generated benchmark of {name}", try_="foretell build")
+    with ProgressLine("fitting", quiet=quiet) as line:
+        built = journey.fit_and_judge(
+            train[0].target, train, test, graphs, lambda stage, share, left, text: line.update(share, left, text)
+        )
+    if journey.worse_than_refined(built.rows) and not force:
+        raise FitError("the predictor is worse than the refined roofline, and was not saved", try_="--force")
+    where = output or api.home() / "predictors" / name
+    built.predictor.save(where)
+    sheets, data = _judged(built.rows, built.noise_floor, name)
+    tables.show(sheets, {**data, "folder": str(where), "card": built.predictor.card}, form)
+
+
+def _measured(store: Any, target: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """(generated, real, graphs) of a target's rows in a store."""
+    from foretell import build as journey
+
+    rows = [m for m in store.measurements(target) if m.verdict != "failed"]
+    train = [m for m in rows if m.source == "generated"]
+    test = [m for m in rows if m.source != "generated"]
+    return train, test, journey.graphs_of(store, rows)
+
+
+@app.command(epilog="Example:  foretell evaluate --target ort-f32-1t --store runs.sqlite")
+@click.option("--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor.")
+@store_option
+@format_option
+def evaluate(target: str, store: Path | None, form: str) -> None:
+    """Judge a predictor on the real networks that a store holds, beside roofline, FLOPs and the noise floor."""
+    from foretell import api
+    from foretell.bench import protocol
+    from foretell.errors import FitError
+    from foretell.predictor.judge import judge
+    from foretell.report import tables
+
+    predictor = api.load(target)
+    train, test, graphs = _measured(_store(store), predictor.target.name)
+    rows = judge(predictor, train or test, test, graphs)
+    if not rows:
+        raise FitError(
+            f"the store holds fewer than three real networks measured on {predictor.target.name}",
+            try_="foretell measure zoo:resnet18 zoo:mobilenetv2_100 zoo:vit_tiny_patch16_224",
+        )
+    floor = protocol.noise_floor(test)
+    pair = protocol.pair_noise(test)
+    value = floor if floor is not None else (pair or 0.0) / 3**0.5
+    tables.show(*_judged(rows, round(value * 100, 2), predictor.target.name), form)
+
+
+@app.command(epilog="Example:  foretell doctor")
+@format_option
+def doctor(form: str) -> None:
+    """Check this installation and whether this machine is fit for measuring."""
+    from foretell.doctor import checks
+    from foretell.report import tables
+
+    found = checks()
+    sheet = tables.Sheet(("check", "state", "detail"), tuple((c.name, c.state, c.detail) for c in found))
+    tables.show([sheet], [{"name": c.name, "state": c.state, "detail": c.detail} for c in found], form)
+    if any(c.state == "bad" for c in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Judge a predictor on real networks, leave-family-out, beside the baselines and the noise floor.
+
+The kernel models are fitted on generated benchmarks only. A test network's family sets nothing: the intervals of a
+fold are calibrated on the networks of the other families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foretell.graph.cost import cost
+from foretell.graph.ir import Graph
+from foretell.models.network import Conformal
+from foretell.predictor.evaluate import TRANSFORMERS, family_of, folds, score
+from foretell.predictor.stack import METHODS, Predictor
+from foretell.records import Measurement
+
+Array = np.ndarray[Any, Any]
+
+
+def judge(
+    predictor: Predictor,
+    train: Sequence[Measurement],
+    test: Sequence[Measurement],
+    graphs: Mapping[str, Graph],
+    *,
+    fold_count: int = 5,
+) -> list[dict[str, Any]]:
+    """Rows of (metric, estimator, part, score) over ``test``; parts are ``all``, ``cnn`` and ``transformer``.
+
+    ``predictor`` must have been fitted on ``train`` alone, with no calibration on ``test``.
+    """
+    rows = [m for m in test if m.verdict == "ok" and m.latency_s]
+    if len(rows) < 3:
+        return []
+    kept = [graphs[m.graph] for m in rows]
+    families = [family_of(m.name, m.family) for m in rows]
+    parts = {"all": np.ones(len(rows), bool)}
+    is_transformer = np.array([f in TRANSFORMERS for f in families])
+    if 3 <= is_transformer.sum() <= len(rows) - 3:
+        parts |= {"cnn": ~is_transformer, "transformer": is_transformer}
+    fold = folds(families, min(fold_count, len(set(families))))
+    measured = np.array([m.latency_s for m in rows], float)
+    out: list[dict[str, Any]] = []
+
+    def add(metric: str, estimator: str, predicted: Array, truth: Array, bounds: list[tuple[float, float]] | None) -> None:
+        for part, at in parts.items():
+            picked = [b for b, a in zip(bounds, at, strict=True) if a] if bounds is not None else None
+            out.append({"metric": metric, "estimator": estimator, "part": part, "score": score(predicted[at], truth[at], picked)})
+
+    for method in METHODS:
+        predictions = predictor.predict_many(kept, method)
+        values = np.array([p.latency_s.value for p in predictions if p.latency_s is not None])
+        bounds = None
+        if method == "default":
+            scales = [_scale(p.latency_s, predictor.conformal_["latency_s"]) for p in predictions]
+            bounds = cross_intervals(values, measured, np.array(scales), fold)
+        add("latency_s", method, values, measured, bounds)
+    usable = [m for m in train if m.verdict == "ok" and m.latency_s]
+    rate = np.median([m.latency_s / max(cost(graphs[m.graph]).total_macs, 1) for m in usable if m.latency_s])
+    add("latency_s", "flops", float(rate) * np.array([cost(g).total_macs for g in kept]), measured, None)
+    peaks = np.array([m.peak_memory_bytes or np.nan for m in rows], float)
+    predictions = predictor.predict_many(kept)
+    if np.isfinite(peaks).all() and all(p.peak_memory_bytes is not None for p in predictions):
+        values = np.array([p.peak_memory_bytes.value for p in predictions if p.peak_memory_bytes is not None])
+        add("peak_memory_bytes", "default", values, peaks, cross_intervals(values, peaks, np.ones(len(rows)), fold))
+    return out
+
+
+def _scale(value: Any, conformal: Conformal) -> float:
+    """The relative width that a prediction was given."""
+    return float(np.log(value.high / value.value) / conformal.quantile)
+
+
+def cross_intervals(values: Array, measured: Array, scales: Array, fold: Array) -> list[tuple[float, float]]:
+    """Intervals of each network, calibrated on the networks of the other folds."""
+    out: list[tuple[float, float]] = [(0.0, 0.0)] * len(values)
+    for k in sorted(set(fold.tolist())):
+        other = fold != k
+        conformal = Conformal.fit(np.log(measured[other] / values[other]), scales[other])
+        for i in np.flatnonzero(fold == k):
+            out[i] = conformal.interval(float(values[i]), float(scales[i]))
+    return out

@@ -1,0 +1,194 @@
+"""A predictor on disk: a folder of three files, no pickle, nothing that can run.
+
+- ``manifest.json``: format version, target, models, card;
+- ``model.safetensors``: all arrays;
+- ``SHA256SUMS``: the checksums of both, in the format of ``sha256sum``.
+
+Loading checks the checksums first, then every field: what is missing, of another shape or kind, out of range, cyclic
+or not finite is refused by name. Loading needs numpy and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretell.errors import PredictorError
+from foretell.models.features import DOMAIN_WIDTH, NAMES, OP_CODE
+from foretell.models.mapping import MappingModel
+from foretell.models.memory import MemoryModel
+from foretell.models.network import Conformal, NetworkModel
+from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
+from foretell.records import Target
+
+FORMAT = "foretell-predictor/1"
+MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
+MAX_BYTES = 256 * 2**20
+Array = np.ndarray[Any, Any]
+
+
+def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
+    """Write ``predictor`` to the folder ``path``, replacing a predictor there; all of it or nothing.
+
+    Raises:
+        PredictorError: the predictor is not fitted, or the folder holds something else.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    if not predictor.layers_:
+        raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
+    folder = Path(path)
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise PredictorError("the folder holds something else", where=str(folder), try_="another --output")
+    mapping, arrays = predictor.mapping_.to_dict()
+    layers: dict[str, Any] = {}
+    for name, layer in predictor.layers_.items():
+        layers[name], more = layer.state()
+        arrays.update(more)
+    for name, network in predictor.networks_.items():
+        arrays.update({f"{name}.{k}": v for k, v in network.state().items()})
+    for i, g in enumerate(sorted(predictor.domain_)):
+        arrays[f"domain.{i}"] = predictor.domain_[g]
+    manifest = {
+        "format": FORMAT,
+        "target": asdict(predictor.target),
+        "features": list(NAMES),
+        "op_codes": OP_CODE,
+        "mapping": mapping,
+        "layers": layers,
+        "blend": list(predictor.blend_),
+        "networks": sorted(predictor.networks_),
+        "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
+        "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
+        "domain": sorted(predictor.domain_),
+        "card": predictor.card,
+    }
+    files = {
+        MANIFEST: (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
+        MODEL: to_bytes({k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}),
+    }
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    files[SUMS] = sums.encode()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        staging.chmod(0o755)
+        for name, data in files.items():
+            (staging / name).write_bytes(data)
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    except OSError as e:
+        raise PredictorError(f"cannot be written: {e.strerror}", where=str(folder)) from None
+
+
+def load(path: str | os.PathLike[str]) -> Predictor:
+    """Read the predictor in the folder ``path``.
+
+    Raises:
+        PredictorError: a file is missing, changed, malformed or out of range; the message names the field.
+    """
+    folder = Path(path)
+    manifest_bytes, model_bytes = _read(folder)
+    try:
+        manifest = json.loads(manifest_bytes)
+    except (ValueError, RecursionError):
+        raise PredictorError("is not JSON", where=f"{folder.name}/{MANIFEST}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise PredictorError(
+            f"has format {found!r}, this foretell reads {FORMAT!r}", where=MANIFEST, try_="a newer foretell"
+        )
+    arrays = _arrays(model_bytes)
+    try:
+        return _restore(manifest, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
+
+
+def _read(folder: Path) -> tuple[bytes, bytes]:
+    files: dict[str, bytes] = {}
+    for name in (SUMS, MANIFEST, MODEL):
+        file = folder / name
+        try:
+            if file.stat().st_size > MAX_BYTES:
+                raise PredictorError(f"is over {MAX_BYTES} bytes", where=f"{folder.name}/{name}")
+            files[name] = file.read_bytes()
+        except OSError as e:
+            raise PredictorError(
+                f"cannot be read: {e.strerror}", where=f"{folder.name}/{name}", try_="a folder that foretell build wrote"
+            ) from None
+    listed: dict[str, str] = {}
+    for line in files[SUMS].decode("ascii", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    for name in (MANIFEST, MODEL):
+        if listed.get(name) != hashlib.sha256(files[name]).hexdigest():
+            raise PredictorError("does not match its checksum", where=f"{folder.name}/{name}", try_="a fresh copy")
+    return files[MANIFEST], files[MODEL]
+
+
+def _arrays(data: bytes) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    try:
+        arrays: dict[str, Array] = from_bytes(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as e:
+        raise PredictorError(f"is not a safetensors file ({e})", where=MODEL) from None
+    return arrays
+
+
+def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predictor:
+    if manifest["features"] != list(NAMES):
+        raise PredictorError("lists other features than this foretell computes", where="features", try_="rebuild it")
+    codes = manifest["op_codes"]
+    if any(OP_CODE.get(k) != v for k, v in codes.items()):
+        raise PredictorError("numbers op types otherwise than this foretell", where="op_codes", try_="rebuild it")
+    target = Target(**{k: (int(v) if k == "threads" else str(v)) for k, v in manifest["target"].items()})
+    layers = {name: LAYER_MODELS[name].restore(manifest["layers"][name], arrays) for name in LAYER_MODELS}
+    networks = {}
+    for name in manifest["networks"]:
+        if name not in METHODS:
+            raise PredictorError(f"names an unknown method {name!r}", where="networks")
+        prefix = f"{name}."
+        networks[name] = NetworkModel.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+    blend = tuple(float(b) for b in manifest["blend"])
+    if len(blend) != 3 or not np.isfinite(blend).all() or min(blend) < 0 or abs(sum(blend) - 1) > 1e-6:
+        raise PredictorError(f"has impossible weights {blend}", where="blend")
+    conformal = {}
+    for metric, (quantile, level, count) in manifest["conformal"].items():
+        values = (float(quantile), float(level))
+        if not np.isfinite(values).all() or values[0] <= 0 or not 0 < values[1] < 1:
+            raise PredictorError(f"has impossible values {values}", where=f"conformal.{metric}")
+        conformal[str(metric)] = Conformal(values[0], values[1], int(count))
+    domain = {}
+    for i, g in enumerate(manifest["domain"]):
+        a = arrays.get(f"domain.{i}")
+        if a is None or a.shape != (2, DOMAIN_WIDTH) or a.dtype.kind != "f" or not np.isfinite(a).all():
+            raise PredictorError("is missing or malformed", where=f"domain.{i}")
+        domain[str(g)] = a
+    memory = manifest["memory"]
+    card = manifest["card"]
+    if not isinstance(card, dict):
+        raise PredictorError("is not an object", where="card")
+    return Predictor(
+        target=target,
+        mapping_=MappingModel.from_dict(manifest["mapping"], arrays),
+        layers_=layers,
+        blend_=blend,
+        networks_=networks,
+        memory_=None if memory is None else MemoryModel.restore(memory),
+        conformal_=conformal,
+        domain_=domain,
+        card=card,
+    )
