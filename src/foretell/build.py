@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foretell import __version__, backends
 from foretell.api import zoo_bytes, zoo_names
 from foretell.backends.contract import RunOptions
@@ -47,7 +49,7 @@ class Plan:
     @property
     def campaign(self) -> str:
         """Name of the campaign in the store; the same plan resumes the same campaign."""
-        return f"{self.target.name}-seed{self.seed}"
+        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def plan_build(target: str, *, minutes: float, precision: str = "f32", threads: 
     chosen = backends.get(target).target(precision, threads)
     workers = len(default_cpus(threads))
     entries = make_plan(minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed)
-    return Plan(chosen, minutes, seed, workers, tuple(entries), tuple(zoo_names()))
+    judges = _judges(minutes * 60 * workers * _JUDGE_SHARE)
+    return Plan(chosen, minutes, seed, workers, tuple(entries), judges)
 
 
 def graph_hash(model: bytes) -> str:
@@ -85,34 +88,44 @@ def enqueue(store: Store, campaign: str, models: Sequence[tuple[str, str, str, b
 
 
 def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
-    """Measure the plan's generated graphs, then the judges, within the budget. Resumes what is there."""
+    """Measure the plan's graphs within the budget. Resumes what is there.
+
+    The real networks are spread among the generated ones, so that drift of the machine meets both alike.
+    """
     start = time.monotonic()
     budget = plan.minutes * 60
-
-    def reporter(stage: str, seconds: float) -> Callable[[Progress], None]:
-        def report(p: Progress) -> None:
-            share = max(p.elapsed_s / seconds if seconds > 0 else 0.0, (p.done + p.failed) / max(p.total, 1))
-            tell(stage, min(1.0, share), p.remaining_s, f"{p.done} done, {p.failed} failed, last {p.last}")
-
-        return report
-
-    train = plan.campaign + "-train"
-    if not store.counts(train):
+    if not store.counts(plan.campaign):
+        judges = [(zoo_bytes(n), n) for n in plan.judges]
+        models: list[tuple[str, str, str, bytes]] = []
+        every = max(1, int(0.7 * len(plan.entries) / max(len(judges), 1)))
         for i, entry in enumerate(plan.entries):
-            data = write_onnx(entry.graph())
-            enqueue(store, train, [(entry.name, f"generated:{entry.space}", "generated", data)], protocol.PROCESSES)
-            tell("plan", (i + 1) / len(plan.entries), None, entry.name)
-    judge_campaign = plan.campaign + "-judge"
-    by_size = sorted((zoo_bytes(n), n) for n in plan.judges)
-    cheap_first = sorted(by_size, key=lambda item: _macs(item[0], item[1]))
-    enqueue(store, judge_campaign, [(n, FAMILIES.get(n, n), "zoo", d) for d, n in cheap_first], protocol.PROCESSES)
-    for stage, campaign, until in (
-        ("measuring benchmarks", train, budget * (1 - _JUDGE_SHARE)),
-        ("measuring real networks", judge_campaign, budget),
-    ):
-        seconds = max(10.0, until - (time.monotonic() - start))
-        settings = Settings(options=_OPTIONS, seconds=seconds)
-        run_campaign(store, campaign, plan.target, settings, reporter(stage, seconds))
+            models.append((entry.name, f"generated:{entry.space}", "generated", write_onnx(entry.graph())))
+            if i % every == every - 1 and judges:
+                data, name = judges.pop()
+                models.append((name, FAMILIES.get(name, name), "zoo", data))
+            tell("planning", (i + 1) / len(plan.entries), None, entry.name)
+        models += [(n, FAMILIES.get(n, n), "zoo", d) for d, n in judges]
+        enqueue(store, plan.campaign, models, protocol.PROCESSES)
+
+    def report(p: Progress) -> None:
+        share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))
+        tell("measuring", min(1.0, share), p.remaining_s, f"{p.done} done, {p.failed} failed, last {p.last}")
+
+    settings = Settings(options=_OPTIONS, seconds=max(5.0, budget - (time.monotonic() - start)))
+    run_campaign(store, plan.campaign, plan.target, settings, report)
+
+
+def _judges(seconds: float) -> tuple[str, ...]:
+    """Zoo networks that ``seconds`` of one core's time can measure, cheapest first, then shuffled."""
+    chosen: list[str] = []
+    for macs, name in sorted((_macs(zoo_bytes(n), n), n) for n in zoo_names()):
+        # Three processes of some thirty runs each, at about 60 GMACs a second, and the start of a session.
+        seconds -= protocol.PROCESSES * (0.8 + 30 * macs / 60e9)
+        if seconds < 0:
+            break
+        chosen.append(name)
+    order = np.random.default_rng(0).permutation(len(chosen))
+    return tuple(chosen[int(i)] for i in order)
 
 
 def _macs(data: bytes, name: str) -> int:
@@ -132,6 +145,8 @@ def fit_and_judge(
     """Fit on ``train``, judge on ``test`` leave-family-out, then set the intervals on all of ``test``."""
     start = time.monotonic()
     begun = time.monotonic()
+    corrected = protocol.correct_drift([*train, *test])
+    train, test = corrected[: len(train)], corrected[len(train) :]
 
     def report(what: str, share: float) -> None:
         passed = time.monotonic() - begun
@@ -173,9 +188,10 @@ def worse_than_refined(rows: Sequence[dict[str, Any]]) -> bool:
 def build(plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = False) -> Built:
     """The whole journey. Raises FitError for a predictor worse than the refined roofline unless ``force``."""
     measure_plan(store, plan, tell)
-    train = store.measurements(plan.target.name, plan.campaign + "-train")
-    test = store.measurements(plan.target.name, plan.campaign + "-judge")
-    usable = [m for m in (*train, *test) if m.verdict != "failed"]
+    rows = store.measurements(plan.target.name, plan.campaign)
+    train = [m for m in rows if m.source == "generated"]
+    test = [m for m in rows if m.source == "zoo"]
+    usable = [m for m in rows if m.verdict != "failed"]
     built = fit_and_judge(plan.target, train, test, graphs_of(store, usable), tell)
     if worse_than_refined(built.rows) and not force:
         raise FitError(

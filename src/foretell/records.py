@@ -83,6 +83,8 @@ class Measurement:
         verdict: ``ok``, ``unstable`` or ``failed``; only ``ok`` rows train.
         latency_s: the protocol's figure (mean over processes of each one's 10th percentile); None when failed.
         process_latency_s: the figure of each process.
+        process_started: when each process began, seconds since the epoch.
+        process_reference_s: the figure of the reference network in each process, which shows the machine's drift.
         noise: half the relative spread between processes.
         estimate: True for a row from a vendor tool rather than from hardware.
     """
@@ -96,6 +98,8 @@ class Measurement:
     verdict: str
     latency_s: float | None
     process_latency_s: tuple[float, ...] = ()
+    process_started: tuple[float, ...] = ()
+    process_reference_s: tuple[float, ...] = ()
     peak_memory_bytes: int | None = None
     energy_j: float | None = None
     noise: float | None = None

@@ -253,6 +253,6 @@ def _measurement(d: dict[str, Any], name: str, family: str, source: str) -> Meas
     d["kernels"] = tuple(
         ExecutedKernel(k["op_type"], tuple(k["nodes"]), k["tensor"], k["layout"], k["latency_s"]) for k in d["kernels"]
     )
-    for key in ("process_latency_s", "eliminated"):
-        d[key] = tuple(d[key])
+    for key in ("process_latency_s", "process_started", "process_reference_s", "eliminated"):
+        d[key] = tuple(d.get(key, ()))
     return Measurement(**{**d, "name": name, "family": family, "source": source})

@@ -12,11 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout
+from foretell.formats.onnx_write import write_onnx
+from foretell.generate.builder import Builder
 from foretell.guard import Child, Limits
 from foretell.records import Run, Target
 from foretell.store import Job, Store
@@ -24,6 +27,7 @@ from foretell.store import Job, Store
 _BLOCK = 12
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 3
+_REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,17 @@ def default_cpus(threads: int) -> tuple[tuple[int, ...], ...]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     groups = [tuple(cores[i : i + threads]) for i in range(0, len(cores) - threads + 1, threads)]
     return tuple(groups) or (tuple(cores),)
+
+
+@lru_cache(maxsize=1)
+def reference_model() -> bytes:
+    """The network that every process times first: a few milliseconds of convolutions, products and plain traffic."""
+    b = Builder("reference")
+    x = b.conv(b.input((1, 64, 56, 56)), 64, 3, act="relu")
+    x = b.conv(b.conv(x, 64, 3, group=64, act="relu"), 128, 1, act="relu")
+    x = b.reshape(b.transpose(b.add(x, x), 0, 2, 3, 1), 3136, 128)
+    b.output(b.op("Softmax", [b.linear(b.linear(x, 256, act="relu"), 64)], axis=-1))
+    return write_onnx(b.graph())
 
 
 def default_memory() -> int:
@@ -183,6 +198,7 @@ class _State:
         runs: dict[str, dict[int, tuple[Run | None, str, float]]],
     ) -> None:
         child: Child | None = None
+        reference = 0.0
         memory = self.settings.memory_bytes or default_memory()
         limits = Limits(seconds=self.settings.job_seconds)
         try:
@@ -194,20 +210,19 @@ class _State:
                     child = Child("foretell.bench.child", memory_bytes=memory, cpus=cpus)
                     with self._lock:
                         self._children.add(child)
-                message = {
-                    "model": base64.b64encode(job.model).decode(),
-                    "name": job.name,
-                    "target": asdict(self.target),
-                    "options": asdict(self.settings.options),
-                }
+                    reference = self._reference(child, limits)
+                message = self._message(job.model, job.name, self.settings.options)
                 start = time.monotonic()
-                run, error = None, ""
+                run: Run | None = None
+                error = ""
                 try:
                     answer = child.request(message, limits)
                     if "error" in answer:
                         error = str(answer["error"])
                     else:
                         run = Run.from_dict(answer["run"])
+                        extra = {"started": time.time(), "reference_s": reference}
+                        run = replace(run, environment={**run.environment, **extra})
                 except (ChildCrashed, ChildMemory, ChildTimeout) as e:
                     error = e.what
                     self._drop(child)
@@ -220,6 +235,22 @@ class _State:
         finally:
             if child is not None:
                 self._drop(child)
+
+    def _reference(self, child: Child, limits: Limits) -> float:
+        """The figure of the reference network in this child, 0 if the backend cannot run it."""
+        try:
+            answer = child.request(self._message(reference_model(), "reference", _REFERENCE), limits)
+            return 0.0 if "error" in answer else protocol.process_latency_s(Run.from_dict(answer["run"]))
+        except (ChildCrashed, ChildMemory, ChildTimeout):
+            return 0.0
+
+    def _message(self, model: bytes, name: str, options: RunOptions) -> dict[str, object]:
+        return {
+            "model": base64.b64encode(model).decode(),
+            "name": name,
+            "target": asdict(self.target),
+            "options": asdict(options),
+        }
 
     def _drop(self, child: Child) -> None:
         child.close()

@@ -4,6 +4,9 @@ A figure is the median over at least three processes of each process's 10th perc
 than more runs in one: on a shared 2-core machine two single processes differ by 1.7 %, two medians of three by 0.9 %.
 The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
 
+Each process also times a small reference network. A shared machine may run a tenth slower for minutes at a stretch;
+:func:`correct_drift` divides by the reference's running median, which leaves short noise alone.
+
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process crashed, hung or refused.
 """
@@ -11,6 +14,7 @@ outputs hold denormal numbers (which slow a CPU 100-fold), or another process to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +24,8 @@ PROTOCOL = "p10-median/1"  # a new rule gets a new number; rows of different pro
 PROCESSES = 3
 EXTRA_PROCESSES = 2
 MAX_SPREAD = 0.10
+DRIFT_WINDOW_S = 180.0
+DRIFT_NEAREST = 7  # at least so many reference runs decide
 MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
 PERCENTILE = 10
 
@@ -78,6 +84,8 @@ def judge(
         verdict="unstable" if problem else "ok",
         latency_s=float(np.median(latencies)),
         process_latency_s=latencies,
+        process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
+        process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
         peak_memory_bytes=max(peaks) if peaks else None,
         noise=apart / 2,
         kernels=_merge([r.kernels for r in good if r.kernels]),
@@ -99,6 +107,47 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
     return tuple(
         ExecutedKernel(k.op_type, k.nodes, k.tensor, k.layout, float(t)) for k, t in zip(runs[0], times, strict=True)
     )
+
+
+def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
+
+    The drift at a time is the median of the reference figures around it over the median of all of them. Rows without
+    a reference stay as they are. Correct all rows that are compared in one call.
+    """
+    points = sorted(
+        {(t, r) for m in measurements for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
+    )
+    if len(points) < 2 * DRIFT_NEAREST:
+        return list(measurements)
+    times = np.array([t for t, _ in points])
+    reference = np.array([r for _, r in points])
+    usual = float(np.median(reference))
+
+    def drift(t: float) -> float:
+        away = np.abs(times - t)
+        near = np.flatnonzero(away <= DRIFT_WINDOW_S)
+        if near.size < DRIFT_NEAREST:
+            near = np.argsort(away)[:DRIFT_NEAREST]
+        return float(np.median(reference[near])) / usual
+
+    out = []
+    for m in measurements:
+        if m.latency_s is None or not any(m.process_reference_s):
+            out.append(m)
+            continue
+        factors = np.array([drift(t) for t in m.process_started])
+        latencies = np.array(m.process_latency_s) / factors
+        factor = float(np.median(factors))
+        out.append(
+            replace(
+                m,
+                latency_s=float(np.median(latencies)),
+                process_latency_s=tuple(float(v) for v in latencies),
+                kernels=tuple(replace(k, latency_s=k.latency_s / factor) for k in m.kernels),
+            )
+        )
+    return out
 
 
 def noise_floor(measurements: Sequence[Measurement]) -> float | None:
