@@ -32,7 +32,9 @@ class ForetellError(Exception):
         self.where = where
         self.try_ = try_
         text = f"{where}: {what}" if where else what
-        super().__init__(f"{text} (try: {try_})" if try_ else text)
+        text = f"{text} (try: {try_})" if try_ else text
+        # Names come from model files: no escape code of theirs reaches a terminal.
+        super().__init__("".join(c if c.isprintable() else "?" for c in text))
 
 
 class ModelError(ForetellError):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foretell import guard
-from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, FormatError, ShapeError, UnsupportedError
+from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, FormatError, ShapeError, UnsupportedError, UsageError
 from foretell.formats.onnx_wire import scan
 from foretell.graph.check import MAX_DIM, MAX_NODES, MAX_RANK, check
 from foretell.graph.ir import Graph, Node, Shape, Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
-_INFERENCE = guard.Limits(seconds=20.0, memory_bytes=3 * 2**30)
+_INFERENCE = guard.Limits(seconds=8.0, memory_bytes=2**30 + 2**29)  # address space; what is used stays under 1 GiB
 _STRIP_ABOVE = 4096  # bytes of a constant that shape inference never needs
 
 # TensorProto.DataType: https://onnx.ai/onnx/api/classes.html#tensorproto
@@ -37,7 +37,7 @@ DTYPES: Mapping[int, str] = {
     12: "u32", 13: "u64", 14: "c64", 15: "c128", 16: "bf16", 17: "f8", 18: "f8", 19: "f8", 20: "f8", 21: "u4",
     22: "i4", 23: "f4", 24: "f8", 25: "u2", 26: "i2",
 }  # fmt: skip
-_NOT_FOLDED = frozenset(("If", "Loop", "Scan"))  # and Random*, which have no inputs
+_NOT_FOLDED = frozenset(("If", "Loop", "Scan", "RandomNormalLike", "RandomUniformLike"))
 _NUMPY = {
     "f32": "<f4", "u8": "u1", "i8": "i1", "u16": "<u2", "i16": "<i2", "i32": "<i4", "i64": "<i8", "bool": "?",
     "f64": "<f8", "u32": "<u4", "u64": "<u8", "f16": "<f2",
@@ -66,22 +66,30 @@ def read_onnx(
     import onnx as onnx_
 
     where = name or ""
+    _check_arguments(shapes, batch)
+    ours = False
     if isinstance(model, onnx_.ModelProto):
-        proto, where = model, where or model.graph.name or "model"
+        proto, where = model, where or _text(model.graph.name) or "model"
     else:
-        if not isinstance(model, bytes):
+        ours = True
+        if isinstance(model, (bytes, bytearray, memoryview)):
+            data = bytes(model)
+            where = where or "model"
+        elif isinstance(model, (str, os.PathLike)):
             path = Path(model)
             where = where or path.stem
             data = _read_file(path)
         else:
-            data = model
-            where = where or "model"
+            raise UsageError(
+                f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}", try_="the path of a file"
+            )
         scan(data, where)
         proto = onnx_.ModelProto()
         try:
             proto.ParseFromString(data)
         except Exception as e:
             raise FormatError(f"not a readable ONNX file ({type(e).__name__})", where=where) from None
+        del data
     if not proto.graph.node and not proto.graph.output:
         raise FormatError("holds no graph", where=where, try_="an .onnx file")
     if len(proto.graph.node) > MAX_NODES:
@@ -89,8 +97,56 @@ def read_onnx(
 
     bound = bind(proto, shapes or {}, batch, where)
     if bound or proto.functions or not _complete(proto):
-        proto = _inferred(proto, bound, where)
+        _check_expansion(proto, where)
+        proto = _inferred(proto, bound, where, ours)
+        if len(proto.graph.node) > MAX_NODES:
+            raise FormatError(f"{len(proto.graph.node)} nodes, over {MAX_NODES}", where=where)
     return check(_Builder(proto, where).graph())
+
+
+def _check_arguments(shapes: Mapping[str, Shape] | None, batch: int | None) -> None:
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise UsageError(f"batch is {batch!r}, not a positive integer")
+    for key, dims in (shapes or {}).items():
+        good = isinstance(key, str) and isinstance(dims, (tuple, list))
+        if not good or any(isinstance(d, bool) or not isinstance(d, int) or d < 0 for d in dims):
+            raise UsageError(f"the shape of {key!r} is {dims!r}, not a tuple of integers")
+
+
+def _text(value: Any) -> str:
+    """A name as text; protobuf gives bytes for what is not UTF-8."""
+    return value if isinstance(value, str) else bytes(value).decode(errors="replace")
+
+
+def _check_expansion(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse local functions that call each other into more nodes than a graph may have."""
+    if not proto.functions:
+        return
+    bodies = {(_text(f.domain), _text(f.name)): f for f in proto.functions}
+    size: dict[tuple[str, str], int] = {}
+
+    def expanded(key: tuple[str, str], depth: int) -> int:
+        if depth > 200:
+            raise FormatError("functions nest too deep, or call themselves", where=where)
+        if key not in size:
+            size[key] = -1
+            total = 0
+            for n in bodies[key].node:
+                inner = (_text(n.domain), _text(n.op_type))
+                total += expanded(inner, depth + 1) if inner in bodies else 1
+                if total > MAX_NODES:
+                    break
+            size[key] = total
+        if size[key] < 0:
+            raise FormatError("a function calls itself", where=where)
+        return size[key]
+
+    total = 0
+    for n in proto.graph.node:
+        key = (_text(n.domain), _text(n.op_type))
+        total += expanded(key, 0) if key in bodies else 1
+        if total > MAX_NODES:
+            raise FormatError(f"functions expand to more than {MAX_NODES} nodes", where=where)
 
 
 def _read_file(path: Path) -> bytes:
@@ -113,6 +169,8 @@ def bind(
     """The full shapes of the inputs if any of them was symbolic or is asked to change, else ``None``."""
     constants = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
     inputs = [i for i in proto.graph.input if i.name not in constants]
+    if not all(isinstance(i.name, str) for i in inputs):
+        raise FormatError("an input's name is not text", where=where)
     unknown = set(shapes) - {i.name for i in inputs}
     if unknown:
         raise ShapeError(
@@ -194,12 +252,16 @@ def _complete(proto: onnx.ModelProto) -> bool:
     return all(t in known for n in proto.graph.node if n.op_type != "Constant" for t in n.output if t)
 
 
-def _inferred(proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where: str) -> onnx.ModelProto:
-    """``proto`` with functions inlined, inputs bound and shapes inferred, by a guarded child."""
+def _inferred(
+    proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where: str, ours: bool
+) -> onnx.ModelProto:
+    """``proto`` with functions inlined, inputs bound and shapes inferred, by a guarded child. Spoils it if ``ours``."""
     import onnx as onnx_
 
-    small = onnx_.ModelProto()
-    small.CopyFrom(proto)
+    small = proto
+    if not ours:
+        small = onnx_.ModelProto()
+        small.CopyFrom(proto)
     for t in small.graph.initializer:
         _strip(t)
     for node in small.graph.node:
@@ -222,7 +284,8 @@ def _inferred(proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where:
 
 def _strip(t: onnx.TensorProto) -> None:
     """Drop the payload of a large constant; what remains looks like external data without a file."""
-    if len(t.raw_data) > _STRIP_ABOVE or math.prod(t.dims) > _STRIP_ABOVE:
+    many = len(t.dims) > MAX_RANK or any(d > MAX_DIM for d in t.dims) or math.prod(t.dims) > _STRIP_ABOVE
+    if many or len(t.raw_data) > _STRIP_ABOVE:
         for f in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
             t.ClearField(f)  # type: ignore[arg-type]
         t.data_location = 1  # EXTERNAL
@@ -244,29 +307,32 @@ class _Builder:
     def graph(self) -> Graph:
         g = self.proto.graph
         for t in g.initializer:
-            self._constant(t.name, t)
+            self._constant(_text(t.name), t)
         for s in g.sparse_initializer:
-            name = s.values.name
-            self.tensors[name] = Tensor(name, self._dtype(s.values.data_type, name), tuple(s.dims), True)
+            self._sparse(_text(s.values.name), s)
         inputs = []
         for v in g.input:
             if v.name not in self.tensors:
                 inputs.append(v.name)
                 self._typed(v, True)
-        declared = {v.name: v for v in g.value_info}
+        constants = {name: t for name, t in self.tensors.items() if t.const}
+        declared = {_text(v.name): v for v in g.value_info}
         for v in g.output:
             if v.type.tensor_type.HasField("shape") or v.name not in declared:
-                declared[v.name] = v
-        for v in declared.values():
-            if v.name not in self.tensors:
+                declared[_text(v.name)] = v
+        for name, v in declared.items():
+            if name not in self.tensors:
                 self._typed(v, False)
         for n in g.node:
-            self._node(n)
+            self._node(n, inputs)
+        for name, t in constants.items():
+            if self.tensors[name] is not t:
+                raise FormatError(f"constant {name!r} is written twice", where=self.where)
         self._sort(inputs)
         missing = infer(self.nodes, self.tensors, SHAPE_RULES)
         self._guess(missing)
         self._fold()
-        outputs = tuple(v.name for v in g.output)
+        outputs = tuple(_text(v.name) for v in g.output)
         unknown = sorted({n.op_type for n in self.nodes if n.op_type not in OPS})
         if unknown:
             shown = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
@@ -298,19 +364,38 @@ class _Builder:
             if d.WhichOneof("value") != "dim_value":
                 return
             dims.append(d.dim_value)
-        self.tensors[v.name] = Tensor(v.name, self._dtype(kind.elem_type, v.name), tuple(dims))
+        name = _text(v.name)
+        self.tensors[name] = Tensor(name, self._dtype(kind.elem_type, name), tuple(dims))
+
+    def _define(self, tensor: Tensor) -> None:
+        before = self.tensors.get(tensor.name)
+        if before is not None and before.const:
+            raise FormatError(f"constant {tensor.name!r} is written twice", where=self.where)
+        if len(tensor.shape) > MAX_RANK or any(not 0 <= d <= MAX_DIM for d in tensor.shape):
+            raise ShapeError(f"constant {tensor.name!r} has an impossible shape", where=self.where)
+        self.tensors[tensor.name] = tensor
+
+    def _sparse(self, name: str, s: onnx.SparseTensorProto) -> None:
+        self._define(Tensor(name, self._dtype(s.values.data_type, name), tuple(s.dims), True))
 
     def _constant(self, name: str, t: onnx.TensorProto) -> None:
         shape = tuple(t.dims)
         dtype = self._dtype(t.data_type, name)
+        if len(shape) > MAX_RANK or any(not 0 <= d <= MAX_DIM for d in shape):
+            raise ShapeError(f"constant {name!r} has an impossible shape", where=self.where)
         value = None
         if t.data_location != 1 and math.prod(shape) <= MAX_VALUE_ELEMENTS:
             value = _small_value(t, dtype, shape)
-        self.tensors[name] = Tensor(name, dtype, shape, True, value)
+        self._define(Tensor(name, dtype, shape, True, value))
 
-    def _node(self, n: onnx.NodeProto) -> None:
-        op = f"{n.domain}:{n.op_type}" if n.domain and n.domain != "ai.onnx" else n.op_type
+    def _node(self, n: onnx.NodeProto, inputs: Sequence[str]) -> None:
+        op = _text(n.op_type)
+        if n.domain and n.domain != "ai.onnx":
+            op = f"{_text(n.domain)}:{op}"
         attrs: dict[str, Any] = {}
+        subgraph = False
+        if op == "Constant" and n.output and n.output[0] in inputs:
+            raise FormatError(f"a Constant writes the input {_text(n.output[0])!r}", where=self.where)
         for a in n.attribute:
             kind = a.type
             if kind == 2:
@@ -327,30 +412,41 @@ class _Builder:
                 attrs[a.name] = tuple(s.decode(errors="replace") for s in a.strings)
             elif kind == 4:
                 if op == "Constant":
-                    self._constant(n.output[0] if n.output else "", a.t)
+                    self._constant(_text(n.output[0]) if n.output else "", a.t)
                     return
                 attrs[a.name] = _small_value(a.t, DTYPES.get(a.t.data_type, ""), tuple(a.t.dims))
+            elif kind == 11 and op == "Constant" and n.output:
+                self._sparse(_text(n.output[0]), a.sparse_tensor)
+                return
             elif kind in (5, 10):
-                attrs[a.name] = "subgraph"
+                subgraph = True
         if op == "Constant" and n.output:
-            self._constant_attr(n.output[0], attrs)
+            self._constant_attr(_text(n.output[0]), attrs)
             return
-        if "subgraph" in attrs.values():
-            self.warnings.append(f"the body of {n.op_type} node {n.name!r} is not priced, only its inputs and outputs")
+        name = _text(n.name)
+        if subgraph:
+            self.warnings.append(f"the body of {op} node {name!r} is not priced, only its inputs and outputs")
         if op == "Cast":
-            attrs["to_dtype"] = DTYPES.get(int(attrs.get("to", 1)), "f32")
-        outputs = tuple(n.output)
+            to = attrs.get("to", 1)
+            attrs["to_dtype"] = DTYPES.get(to, "f32") if isinstance(to, int) else "f32"
+        ins, outputs = tuple(n.input), tuple(n.output)
+        if not all(isinstance(t, str) for t in (*ins, *outputs, *attrs)):
+            raise FormatError(f"a name in node {name!r} is not text", where=self.where)
         while outputs and not outputs[-1]:
             outputs = outputs[:-1]
-        self.nodes.append(Node(n.name or (outputs[0] if outputs else n.op_type), op, tuple(n.input), outputs, attrs))
+        self.nodes.append(Node(name or (outputs[0] if outputs else op), op, ins, outputs, attrs))
 
     def _constant_attr(self, name: str, attrs: Mapping[str, Any]) -> None:
         for key, dtype in (("value_int", "i64"), ("value_ints", "i64"), ("value_float", "f32"), ("value_floats", "f32")):
             if key in attrs:
-                value = np.array(attrs[key], dtype=_NUMPY[dtype])
-                self.tensors[name] = Tensor(name, dtype, tuple(value.shape), True, value)
+                try:
+                    value = np.array(attrs[key], dtype=_NUMPY[dtype])
+                except (ValueError, TypeError, OverflowError):
+                    raise FormatError(f"constant {name!r} has a {key} of another type", where=self.where) from None
+                self._define(Tensor(name, dtype, tuple(value.shape), True, value if value.size <= MAX_VALUE_ELEMENTS else None))
                 return
-        self.tensors[name] = Tensor(name, "str", (), True)
+        count = attrs.get("value_strings")
+        self._define(Tensor(name, "str", (len(count),) if isinstance(count, tuple) else (), True))
 
     def _sort(self, inputs: list[str]) -> None:
         """Put the nodes in topological order (files should be, some are not); a cycle is an error."""
@@ -385,10 +481,10 @@ class _Builder:
         kept = []
         tensors = self.tensors
         for node in self.nodes:
-            known = all(not t or tensors[t].const for t in node.inputs) and node.inputs
-            if (known or node.op_type in ("Shape", "Size")) and node.op_type not in _NOT_FOLDED:
+            known = node.inputs and all(not t or (t in tensors and tensors[t].const) for t in node.inputs)
+            if (known or node.op_type in ("Shape", "Size")) and node.op_type in OPS and node.op_type not in _NOT_FOLDED:
                 for t in node.outputs:
-                    if t:
+                    if t in tensors:
                         tensors[t] = tensors[t]._replace(const=True)
             else:
                 kept.append(node)
@@ -398,31 +494,46 @@ class _Builder:
         """Give what depends on data a size of one a dimension, with a warning; what should be known is an error."""
         if not missing:
             return
-        dynamic: list[str] = []
+        guessed: list[str] = []
+        loose: set[str] = set()  # tensors whose shape rests on a guess
         for node in self.nodes:
-            for t in node.outputs:
-                if t and t not in self.tensors:
-                    op = OPS.get(node.op_type)
-                    reads_guess = any(i in dynamic for i in node.inputs)
-                    if op is not None and op.category not in ("dynamic", "control") and not reads_guess:
-                        if op.shape is not None:
-                            raise ShapeError(
-                                f"the shape of {t!r} (op {node.op_type}) is unknown: {missing.get(t, '')}",
-                                where=self.where,
-                                try_="simplify the model, or bind all inputs with --shape",
-                            )
-                    dynamic.append(t)
-                    first = next((self.tensors[i] for i in node.inputs if i in self.tensors), None)
-                    shape = first.shape if op is None and first is not None else (1,)
-                    dtype = first.dtype if first is not None else "f32"
-                    self.tensors[t] = Tensor(t, dtype, shape)
-                    rest = self.nodes[self.nodes.index(node) + 1 :] if len(dynamic) < 50 else []
-                    infer(rest, self.tensors, SHAPE_RULES)
-        if dynamic:
+            absent = [t for t in node.outputs if t and t not in self.tensors]
+            if not absent:
+                continue
+            if not loose.isdisjoint(node.inputs):
+                infer((node,), self.tensors, SHAPE_RULES)
+                loose.update(absent)
+            op = OPS.get(node.op_type)
+            for t in absent:
+                if t in self.tensors:
+                    continue
+                known = op is not None and op.shape is not None and op.category not in ("dynamic", "control")
+                if known and t not in loose:
+                    raise ShapeError(
+                        f"the shape of {t!r} (op {node.op_type}) is unknown: {missing.get(t, '')}",
+                        where=self.where,
+                        try_="simplify the model, or bind all inputs with --shape",
+                    )
+                first = next((self.tensors[i] for i in node.inputs if i in self.tensors), None)
+                self.tensors[t] = _guessed(t, node.op_type, first, op is None)
+                guessed.append(t)
+                loose.add(t)
+        if guessed:
             self.warnings.append(
-                f"{len(dynamic)} tensors have a size that depends on data or on an unknown op, and were guessed: "
-                + ", ".join(dynamic[:5])
+                f"{len(guessed)} tensors have a size that depends on data or on an unknown op, and were guessed: "
+                + ", ".join(guessed[:5])
             )
+
+
+def _guessed(name: str, op: str, first: Tensor | None, unknown: bool) -> Tensor:
+    """A stand-in for a tensor whose size depends on data: one row of what the op gives."""
+    if op == "NonZero" and first is not None:
+        return Tensor(name, "i64", (max(len(first.shape), 1), 1))
+    if op == "NonMaxSuppression":
+        return Tensor(name, "i64", (1, 3))
+    if first is None:
+        return Tensor(name, "f32", (1,))
+    return Tensor(name, first.dtype, first.shape if unknown else (1,))
 
 
 def _small_value(t: onnx.TensorProto, dtype: str, shape: Shape) -> np.ndarray[Any, Any] | None:
@@ -443,5 +554,5 @@ def _small_value(t: onnx.TensorProto, dtype: str, shape: Shape) -> np.ndarray[An
         return np.array(data, np.uint16).view(np.float16).reshape(shape)
     try:
         return np.array(data, kind).reshape(shape)
-    except (OverflowError, ValueError):
+    except (OverflowError, ValueError, TypeError):
         return None

@@ -11,7 +11,11 @@ from foretell.errors import FormatError
 
 MAX_ENTRIES = 2_000_000  # nodes, tensors and value infos together
 MAX_STRUCTURE_BYTES = 256 * 2**20  # everything but the initializers
-_GRAPH, _INITIALIZER = 7, 5
+MAX_PACKED_BYTES = 64 * 2**20  # numbers of initializers that are not raw: protobuf makes each byte eight
+_GRAPH, _FUNCTION, _INITIALIZER = 7, 25, 5
+_LARGE = 4096  # bytes of a node or the like above which its own entries are counted too
+_LARGE_TENSOR = 2**20
+_TENSOR_RAW, _TENSOR_DIMS = 9, 1
 
 
 def scan(data: bytes, where: str) -> None:
@@ -20,7 +24,7 @@ def scan(data: bytes, where: str) -> None:
         raise FormatError("empty or too short to be an ONNX file", where=where)
     if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
         raise FormatError("looks like a pickle or a zip, not an ONNX file", where=where, try_="export it to .onnx")
-    entries, structure = _walk(data, 0, len(data), where, 0)
+    entries, structure = _walk(data, 0, len(data), where, 0, MAX_ENTRIES)
     if entries > MAX_ENTRIES:
         raise FormatError(f"more than {MAX_ENTRIES} entries", where=where)
     if structure > MAX_STRUCTURE_BYTES:
@@ -41,8 +45,11 @@ def _varint(data: bytes, at: int, end: int, where: str) -> tuple[int, int]:
     raise FormatError(f"truncated at byte {end}", where=where)
 
 
-def _walk(data: bytes, at: int, end: int, where: str, depth: int) -> tuple[int, int]:
-    """Entries and bytes of structure between ``at`` and ``end``; descends into the graph only."""
+def _walk(data: bytes, at: int, end: int, where: str, depth: int, budget: int) -> tuple[int, int]:
+    """Entries and bytes of structure between ``at`` and ``end``.
+
+    Descends into the graph, into functions, and into whatever is unusually large: a message of many empty ones.
+    """
     entries = structure = 0
     while at < end:
         if data[at] < 0x80:
@@ -58,10 +65,15 @@ def _walk(data: bytes, at: int, end: int, where: str, depth: int) -> tuple[int, 
                     where=where,
                 )
             if depth == 0 and field == _GRAPH:
-                inner = _walk(data, at, at + size, where, 1)
+                inner = _walk(data, at, at + size, where, 1, budget - entries)
                 entries, structure = entries + inner[0], structure + inner[1]
-            elif not (depth == 1 and field == _INITIALIZER):
+            elif depth == 1 and field == _INITIALIZER:
+                if size > _LARGE_TENSOR:
+                    _check_tensor(data, at, at + size, where)
+            else:
                 structure += size
+                if size > _LARGE and (depth >= 1 or field == _FUNCTION):
+                    entries += _count(data, at, at + size, 0, budget - entries)
             at += size
         elif kind == 0:
             _, at = _varint(data, at, end, where)
@@ -72,6 +84,57 @@ def _walk(data: bytes, at: int, end: int, where: str, depth: int) -> tuple[int, 
         else:
             raise FormatError(f"not an ONNX file, or corrupt at byte {at}", where=where)
         entries += 1
-        if entries > MAX_ENTRIES:
+        if entries > budget:
             return entries, structure
     return entries, structure
+
+
+def _count(data: bytes, at: int, end: int, depth: int, budget: int) -> int:
+    """Entries of a message, at most about ``budget``; 0 where it is text or numbers rather than a message."""
+    entries = 0
+    try:
+        while at < end and entries <= budget:
+            tag, at = _varint(data, at, end, "")
+            kind = tag & 7
+            if kind == 2:
+                size, at = _varint(data, at, end, "")
+                if size > end - at:
+                    return 0
+                if size > _LARGE and depth < 8:
+                    entries += _count(data, at, at + size, depth + 1, budget - entries)
+                at += size
+            elif kind == 0:
+                _, at = _varint(data, at, end, "")
+            elif kind in (1, 5):
+                at += 8 if kind == 1 else 4
+            else:
+                return 0
+            entries += 1
+    except FormatError:
+        return 0
+    return entries
+
+
+def _check_tensor(data: bytes, at: int, end: int, where: str) -> None:
+    """Refuse a tensor whose numbers would grow eightfold when parsed; raw data is fine."""
+    packed = dims = 0
+    while at < end:
+        tag, at = _varint(data, at, end, where)
+        field, kind = tag >> 3, tag & 7
+        if kind == 2:
+            size, at = _varint(data, at, end, where)
+            packed += 0 if field == _TENSOR_RAW else size
+            at += size
+        elif kind == 0:
+            _, at = _varint(data, at, end, where)
+            dims += field == _TENSOR_DIMS
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            packed += 8
+        else:
+            raise FormatError(f"corrupt at byte {at}", where=where)
+        if packed > MAX_PACKED_BYTES or dims > 1000:
+            raise FormatError(
+                f"an initializer holds more than {MAX_PACKED_BYTES} bytes of numbers that are not raw data", where=where,
+                try_="save it with raw_data, or as external data",
+            )  # fmt: skip

@@ -30,9 +30,12 @@ def act(rng: Rng) -> str:
 
 
 def channels(rng: Rng, low: int = 8, high: int = 512) -> int:
-    """A channel count, log-uniform: mostly a multiple of 8, at times of 16 or 32, seldom odd."""
+    """A channel count, log-uniform, aligned as in real networks: the larger, the rounder. One in ten is odd or so."""
     c = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    step = int(rng.choice([1, 2, 4, 8, 16, 32, 64], p=[0.04, 0.04, 0.12, 0.4, 0.2, 0.15, 0.05]))
+    if rng.random() < 0.6:
+        step = 64 if c >= 192 else 32 if c >= 80 else 16 if c >= 24 else 8
+    else:
+        step = int(rng.choice([1, 2, 4, 8, 16, 32], p=[0.1, 0.1, 0.2, 0.4, 0.1, 0.1]))
     return max(step, round(c / step) * step)
 
 

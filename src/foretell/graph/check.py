@@ -5,7 +5,7 @@ from __future__ import annotations
 from foretell.errors import FormatError, ShapeError
 from foretell.graph.ir import DTYPE_BITS, Graph
 
-MAX_NODES = 1_000_000
+MAX_NODES = 250_000
 MAX_RANK = 32
 MAX_DIM = 2**40
 MAX_TENSOR_BYTES = 2**48

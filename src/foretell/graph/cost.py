@@ -12,6 +12,7 @@ from foretell.graph.ir import Graph, Tensor
 from foretell.graph.ops import UNKNOWN, OpType, op_type
 from foretell.graph.shapes import Unknown, View
 
+_MOST = 1e30  # MACs of one node; more is a corrupt file
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -52,7 +53,7 @@ def node_cost(v: View, op: OpType) -> tuple[float, float, float, float, float]:
             in_elements += t.elements
     try:
         macs = float(op.macs(v)) if op.macs is not None else 0.0
-    except (Unknown, ValueError, IndexError, TypeError, ZeroDivisionError):
+    except (Unknown, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
         macs = 0.0
     work = op.work * (in_elements if op.work_of == "in" else out_elements)
     if op.traffic == "view":
@@ -61,7 +62,7 @@ def node_cost(v: View, op: OpType) -> tuple[float, float, float, float, float]:
         in_bytes = weights = 0
     elif op.traffic == "moved":
         in_bytes, weights = min(out_bytes, in_bytes + weights), 0
-    return (macs if math.isfinite(macs) else 0.0), work, float(in_bytes), float(out_bytes), float(weights)
+    return (max(macs, 0.0) if math.isfinite(macs) and macs < _MOST else 0.0), work, float(in_bytes), float(out_bytes), float(weights)
 
 
 def cost(graph: Graph) -> Cost:

@@ -90,8 +90,9 @@ def _qk(b: float, heads_dim: float, sq: float, sk: float, v_dim: float) -> float
 
 def ms_attention_macs(v: View) -> float:
     b, s, d_in = v.shape(0)
-    d3 = v.shape(1)[1]
-    return b * s * d_in * d3 + _qk(b, d3 / 3, s, s, d3 / 3)
+    total = v.shape(1)[1]
+    sizes = v.attr("qkv_hidden_sizes") or (total / 3,) * 3
+    return b * s * d_in * total + _qk(b, sizes[0], s, s, sizes[2])
 
 
 def mha_macs(v: View) -> float:
@@ -99,8 +100,10 @@ def mha_macs(v: View) -> float:
     if len(q) == 5:
         return _qk(q[0], q[2] * q[4], q[1], q[1], q[2] * q[4])
     k = v.shape(1) if v.has(1) else q
-    sk = k[1] if len(k) == 3 else k[2]
-    return _qk(q[0], q[2], q[1], sk, q[2])
+    sk = k[2] if len(k) == 4 else k[1]
+    past = v.shape(6)[2] if v.has(6) else 0
+    out = v.outs[0].shape[2] if v.outs and v.outs[0] is not None else q[2]
+    return _qk(q[0], q[2], q[1], sk + past, out)
 
 
 def gqa_macs(v: View) -> float:
@@ -112,9 +115,10 @@ def gqa_macs(v: View) -> float:
 
 def onnx_attention_macs(v: View) -> float:
     q, k, o = v.shape(0), v.shape(1), v.outs[0]
+    past = v.shape(4)[2] if v.has(4) else 0
     if len(q) == 4:
-        return q[0] * q[1] * q[2] * k[2] * (q[3] + v.shape(2)[3])
-    return _qk(q[0], q[2], q[1], k[1], o.shape[2] if o is not None else q[2])
+        return q[0] * q[1] * q[2] * (k[2] + past) * (q[3] + v.shape(2)[3])
+    return _qk(q[0], q[2], q[1], k[1] + past, o.shape[2] if o is not None else q[2])
 
 
 def nbits_macs(v: View) -> float:
@@ -186,8 +190,8 @@ OPS: dict[str, OpType] = {
     "MatMul": OpType("matmul", sh.matmul, matmul_macs),
     "MatMulInteger": OpType("matmul", sh.matmul_integer, matmul_macs),
     "QLinearMatMul": OpType("matmul", sh.qlinear_matmul, matmul_macs),
-    MS + "MatMulIntegerToFloat": OpType("matmul", sh.matmul, matmul_macs),
-    MS + "DynamicQuantizeMatMul": OpType("matmul", sh.matmul, matmul_macs),
+    MS + "MatMulIntegerToFloat": OpType("matmul", sh.matmul_float, matmul_macs),
+    MS + "DynamicQuantizeMatMul": OpType("matmul", sh.matmul_float, matmul_macs),
     MS + "FusedMatMul": OpType("matmul", sh.fused_matmul, fused_matmul_macs),
     MS + "TransposeMatMul": OpType("matmul", sh.fused_matmul, fused_matmul_macs),
     MS + "FusedMatMulActivation": OpType("matmul", sh.fused_matmul, fused_matmul_macs),
@@ -262,7 +266,7 @@ OPS: dict[str, OpType] = {
     MS + "QLinearReduceMean": _reduce(2),
     # Views: no bytes move unless the runtime copies.
     "Reshape": _view(sh.reshape), "Squeeze": _view(sh.squeeze), "Unsqueeze": _view(sh.unsqueeze),
-    "Flatten": _view(sh.flatten), "Identity": _view(sh.same), "Dropout": OpType("view", sh.same, traffic="view"),
+    "Flatten": _view(sh.flatten), "Identity": _view(sh.same), "Dropout": OpType("view", sh.dropout, traffic="view"),
     "Shape": OpType("view", sh.shape_of, traffic="write"), "Size": OpType("view", sh.shape_of, traffic="write"),
     # Data movement.
     "Transpose": _move(sh.transpose), "Concat": _move(sh.concat), "Split": _move(sh.split), "Slice": _move(sh.slice_),

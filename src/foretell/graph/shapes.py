@@ -109,7 +109,7 @@ def window(v: View, size: Shape, kernel: list[int]) -> Shape:
     strides = list(v.attr("strides") or [1] * n)
     dilations = list(v.attr("dilations") or [1] * n)
     pads = list(v.attr("pads") or [0] * (2 * n))
-    auto = v.attr("auto_pad", "NOTSET") or "NOTSET"
+    auto = str(v.attr("auto_pad", "NOTSET") or "NOTSET")
     if len(kernel) != n or len(strides) != n or len(dilations) != n or len(pads) != 2 * n or min(strides) < 1:
         raise Unknown("window attributes do not fit the rank")
     out = []
@@ -279,7 +279,7 @@ def slice_(v: View) -> Result:
         a += len(xs) if a < 0 else 0
         if not 0 <= a < len(xs) or st == 0:
             raise Unknown("Slice axis")
-        xs[a] = len(range(*slice(s, e if abs(e) < 2**62 else (None if e > 0 else None), st).indices(xs[a])))
+        xs[a] = len(range(*slice(s, e if abs(e) < 2**62 else None, st).indices(xs[a])))
     return [(tuple(xs), v.dtype(0))]
 
 
@@ -293,6 +293,8 @@ def unsqueeze(v: View) -> Result:
     xs, axes = v.shape(0), v.ints(1, "axes") or []
     rank = len(xs) + len(axes)
     where_ = {a % rank for a in axes}
+    if len(where_) != len(axes):
+        raise Unknown("an axis twice")
     rest = iter(xs)
     return [(tuple(1 if i in where_ else next(rest) for i in range(rank)), v.dtype(0))]
 
@@ -306,7 +308,7 @@ def tile(v: View) -> Result:
 
 
 def pad(v: View) -> Result:
-    xs, pads = list(v.shape(0)), v.ints(1, "pads")
+    xs, pads = list(v.shape(0)), v.ints(1, "pads") or v.ints(9, "paddings")
     if pads is None:
         raise Unknown("Pad without pads")
     axes = v.ints(3, "axes") or list(range(len(xs)))
@@ -325,7 +327,10 @@ def resize(v: View) -> Result:
         for a, s in zip(axes, sizes, strict=True):
             full[a] = s
         return [(tuple(full), v.dtype(0))]
-    scales = v.attr("scales") or [float(x) for x in v.value(at).reshape(-1)]
+    scales = v.attr("scales")
+    if scales is None and v.attr("height_scale") is not None:
+        scales = (1.0, 1.0, v.attr("height_scale"), v.attr("width_scale"))
+    scales = scales or [float(x) for x in v.value(at).reshape(-1)]
     axes = v.attr("axes") or range(len(xs) - len(scales), len(xs))
     full = list(xs)
     for a, s in zip(axes, scales, strict=True):
@@ -399,12 +404,23 @@ def one_hot(v: View) -> Result:
 
 
 def einsum_terms(v: View) -> tuple[list[str], str]:
-    """Operand labels and output labels of an Einsum; an ellipsis is not supported."""
+    """Operand labels and output labels of an Einsum; an ellipsis becomes capital letters that the terms lack."""
     eq = str(v.attr("equation", "")).replace(" ", "")
+    if len(eq) > 400:
+        raise Unknown("Einsum equation too long")
     left, arrow, right = eq.partition("->")
-    if "." in eq:
-        raise Unknown("Einsum with an ellipsis")
     terms = left.split(",")
+    if "..." in eq:
+        free = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in eq]
+        wide = 0
+        for i, term in enumerate(terms):
+            if "..." in term:
+                extra = len(v.shape(i)) - len(term.replace("...", ""))
+                if not 0 <= extra <= len(free):
+                    raise Unknown("Einsum ellipsis does not fit the rank")
+                wide = max(wide, extra)
+                terms[i] = term.replace("...", "".join(reversed(free[:extra])))
+        right = right.replace("...", "".join(reversed(free[:wide])))
     if not arrow:
         letters = "".join(terms)
         right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
@@ -439,6 +455,14 @@ def space_to_depth(v: View) -> Result:
     n, c, h, w = v.shape(0)
     b = int(v.attr("blocksize", 1))
     return [((n, c * b * b, h // b, w // b), v.dtype(0))]
+
+
+def dropout(v: View) -> Result:
+    return [(v.shape(0), v.dtype(0)), (v.shape(0), "bool")]
+
+
+def matmul_float(v: View) -> Result:
+    return [(matmul_shape(v.shape(0), v.shape(1)), "f32")]
 
 
 def cast(v: View) -> Result:
@@ -505,9 +529,17 @@ def multi_head_attention(v: View) -> Result:
     q = v.shape(0)
     if len(q) == 5:
         return [((q[0], q[1], q[2] * q[4]), v.dtype(0))]
-    vs = v.shape(2) if v.has(2) else q
-    d = vs[2] if len(vs) == 3 else vs[1] * vs[3]
-    return [((q[0], q[1], d), v.dtype(0))]
+    heads = int(v.attr("num_heads", 1)) or 1
+    if not v.has(2):  # key and value packed: (batch, tokens, heads, 2, head width)
+        k = v.shape(1) if v.has(1) else q
+        tokens = k[1]
+        d = k[2] * k[4] if len(k) == 5 else q[2]
+    else:
+        vs = v.shape(2)
+        tokens, d = (vs[1], vs[2]) if len(vs) == 3 else (vs[2], vs[1] * vs[3])
+    past = v.shape(6)[2] if v.has(6) else 0
+    present = [((q[0], heads, tokens + past, w // heads), v.dtype(0)) for w in (q[2], d)]
+    return [((q[0], q[1], d), v.dtype(0)), *present]
 
 
 def onnx_attention(v: View) -> Result:
@@ -591,7 +623,7 @@ def evaluate(v: View) -> Array | None:
         return _INT_OPS[op](x, args[1])
     if op == "Div" and len(args) == 2:
         d = np.where(args[1] == 0, 1, args[1])
-        return x // d if np.issubdtype(x.dtype, np.integer) else x / d
+        return np.trunc(x / d).astype(x.dtype) if np.issubdtype(x.dtype, np.integer) else x / d
     if op in ("Identity", "Cast"):
         kind = {"i64": np.int64, "i32": np.int32, "f32": np.float32, "f64": np.float64, "bool": np.bool_}
         return x.astype(kind.get(str(v.attr("to_dtype")), x.dtype)) if op == "Cast" else x
@@ -602,7 +634,7 @@ def evaluate(v: View) -> Array | None:
         return table[op](x)
     if op == "Gather":
         return np.take(x, args[1], axis=int(v.attr("axis", 0)))
-    if op == "Concat":
+    if op == "Concat" and sum(a.size for a in args) <= MAX_VALUE_ELEMENTS:
         return np.concatenate(args, axis=int(v.attr("axis", 0)))
     if op == "Where":
         return np.where(*args)
@@ -611,7 +643,7 @@ def evaluate(v: View) -> Array | None:
             "ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min,
         }  # fmt: skip
         out = np.array(fold[op](x))
-        return out.reshape(1) if v.attr("keepdims", 1) else out
+        return out.reshape((1,) * x.ndim) if v.attr("keepdims", 1) else out
     if op == "Slice" and x.ndim == 1:
         starts, ends = v.ints(1, "starts"), v.ints(2, "ends")
         steps = v.ints(4, "steps") or [1]
@@ -619,6 +651,10 @@ def evaluate(v: View) -> Array | None:
     if op in ("Squeeze", "Unsqueeze", "Reshape", "Flatten"):
         fn = {"Squeeze": squeeze, "Unsqueeze": unsqueeze, "Reshape": reshape, "Flatten": flatten}[op]
         return x.reshape(fn(v)[0][0])
+    if op in ("Range", "ConstantOfShape", "Expand"):  # nothing large is made
+        result = {"Range": range_, "ConstantOfShape": constant_of_shape, "Expand": expand}[op](v)
+        if math.prod(result[0][0]) > MAX_VALUE_ELEMENTS:
+            return None
     if op == "Range":
         (n,) = range_(v)[0][0]
         return (float(x.reshape(-1)[0]) + np.arange(n) * float(args[2].reshape(-1)[0])).astype(x.dtype)
@@ -630,6 +666,12 @@ def evaluate(v: View) -> Array | None:
     if op == "Expand":
         return np.broadcast_to(x, expand(v)[0][0]).copy()
     return None
+
+
+# What a rule can stumble over in a hostile node.
+_BAD = (
+    ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, AttributeError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 def infer(nodes: Iterable[Node], tensors: dict[str, Tensor], table: Mapping[str, ShapeFn]) -> dict[str, str]:
@@ -646,7 +688,7 @@ def infer(nodes: Iterable[Node], tensors: dict[str, Tensor], table: Mapping[str,
         v = View(node, tensors)
         try:
             value = evaluate(v) if small else None
-        except (Unknown, ValueError, IndexError, TypeError, OverflowError, MemoryError):
+        except (Unknown, *_BAD):
             value = None
         if value is not None and value.size <= MAX_VALUE_ELEMENTS:
             value = np.asarray(value)
@@ -660,16 +702,16 @@ def infer(nodes: Iterable[Node], tensors: dict[str, Tensor], table: Mapping[str,
         try:
             if fn is None:
                 raise Unknown(f"op type {node.op_type} has no shape rule")
-            result = fn(v)
+            result = [(tuple(int(d) for d in shape), dtype) for shape, dtype in fn(v)]
         except Unknown as e:
             result, why = [], str(e)
-        except (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError) as e:
+        except _BAD as e:
             result, why = [], f"{node.op_type}: {e}"
         for i, name in enumerate(node.outputs):
             if not name or name in tensors:
                 continue
             if i < len(result):
-                tensors[name] = Tensor(name, result[i][1], tuple(int(d) for d in result[i][0]))
+                tensors[name] = Tensor(name, result[i][1], result[i][0])
             else:
                 missing[name] = why if not result else f"output {i} of {node.op_type}"
     return missing

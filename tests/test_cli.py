@@ -1,0 +1,172 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from foretell.cli import app
+from tests.models import conv_relu, model, node
+
+VERBS = ("predict", "inspect", "targets", "build", "measure", "fit", "evaluate", "doctor")
+
+
+def run(*args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    out = subprocess.run(
+        [sys.executable, "-m", "foretell.cli", *args], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+    )
+    assert out.returncode == code, (out.returncode, out.stdout[-2000:], out.stderr[-2000:])
+    assert "Traceback" not in out.stderr
+    return out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example(verb):
+    assert verb in app.commands
+    text = run(verb, "--help").stdout
+    assert "Example" in text
+    assert f"foretell {verb}" in text
+
+
+def test_help_lists_verbs_and_exit_codes():
+    text = run("--help").stdout
+    assert all(v in text for v in VERBS)
+    assert "Exit codes" in text
+
+
+def test_import_and_help_are_light():
+    code = "import sys, foretell; print(sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'onnx', 'torch', 'onnxruntime', 'rich', 'plotly', 'lightgbm')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = code.replace("import sys, foretell", "import sys, foretell.cli")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_predict_json_is_the_documented_object():
+    data = json.loads(run("predict", "zoo:mobilenetv2_100", "--format", "json").stdout)
+    assert list(data) == [
+        "model", "target", "latency_s", "energy_j", "peak_memory_bytes", "coverage", "macs", "parameters", "kernels", "warnings",
+    ]  # fmt: skip
+    assert list(data["latency_s"]) == ["value", "low", "high", "level"]
+    assert data["energy_j"] is None
+    assert list(data["kernels"][0]) == ["name", "nodes", "op_types", "latency_s", "share", "bound", "source"]
+    assert data["macs"] == pytest.approx(300.8e6, rel=0.001)
+
+
+def test_predict_in_every_format():
+    table = run("predict", "zoo:resnet18").stdout
+    assert "resnet18 on ort-f32-1t" in table
+    assert "ms" in table
+    rows = list(csv.DictReader(io.StringIO(run("predict", "zoo:resnet18", "--format", "csv", "--top", "-1").stdout)))
+    assert len(rows) > 20
+    assert "| kernel |" in run("predict", "zoo:resnet18", "--format", "markdown").stdout
+    several = json.loads(run("predict", "zoo:resnet18", "zoo:resnet50", "--format", "json").stdout)
+    assert [p["model"] for p in several] == ["resnet18", "resnet50"]
+
+
+def test_shapes_and_batches(tmp_path):
+    m = model([node("Conv", ["x", "w"], ["y"])], [("x", ["n", 3, "h", 32])], [("y", None)], [])
+    from tests.models import const
+
+    m.graph.initializer.append(const("w", np.ones((8, 3, 3, 3))))
+    path = str(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").write_bytes(m.SerializeToString())
+    assert "x[2] (h)" in run("predict", path, "--batch", "1", code=3).stderr
+    data = json.loads(run("inspect", path, "--shape", "x=2x3x16x32", "--format", "json").stdout)
+    assert data["macs"] == 2 * 8 * 14 * 30 * 27
+    assert run("inspect", path, "--shape", "x=2xq", code=2).stderr
+    assert run("inspect", path, "--batch", "0", code=2).stderr
+
+
+def test_inspect_lists_nodes():
+    data = json.loads(run("inspect", "zoo:alexnet", "--nodes", "--format", "json").stdout)
+    assert len(data["node_list"]) == data["nodes"] == 20
+    assert data["parameters"] == pytest.approx(61.1e6, rel=0.01)
+    assert "Conv" in run("inspect", "zoo:alexnet").stdout
+
+
+def test_exit_codes(tmp_path, home):
+    (tmp_path / "bad.onnx").write_bytes(b"\x00" * 100)
+    assert "foretell:" in run("predict", str(tmp_path / "bad.onnx"), code=3).stderr
+    assert run("predict", "zoo:nope", code=3).stderr
+    assert "foretell build" in run("predict", "zoo:resnet18", "--target", "absent", code=4).stderr
+    assert run("predict", code=2).stderr
+    assert run("predict", "zoo:resnet18", "--method", "magic", code=2).stderr
+    broken = home / "predictors" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "manifest.json").write_text("{}")
+    assert "SHA256SUMS" in run("predict", "zoo:resnet18", "--target", "broken", code=5).stderr
+    assert "corrupt" in run("targets").stdout
+    (tmp_path / "store").mkdir()
+    assert run("evaluate", "--store", str(tmp_path / "store" / "x.sqlite"), code=8).stderr
+    (tmp_path / "junk").write_bytes(b"SQLite format 3\0" + os.urandom(4000))
+    assert run("evaluate", "--store", str(tmp_path / "junk"), code=7).stderr
+    assert run("fit", "--store", str(tmp_path / "empty.sqlite"), code=8).stderr
+
+
+def test_hostile_names_reach_no_terminal(tmp_path):
+    m = model([node("Relu", ["x"], ["\x1b[31mred"], name="[bold]\x1b]0;title\x07")], [("x", [2])], [("\x1b[31mred", [2])])
+    path = tmp_path / "evil.onnx"
+    path.write_bytes(m.SerializeToString())
+    for form in ("table", "markdown", "csv"):
+        assert "\x1b" not in run("inspect", str(path), "--nodes", "--format", form).stdout
+        assert "\x1b" not in run("predict", str(path), "--format", form).stdout
+
+
+def test_dry_run_measures_nothing(home):
+    data = json.loads(run("build", "--target", "fake", "--minutes", "3", "--dry-run", "--format", "json").stdout)
+    assert len(data["entries"]) > 20
+    assert data == json.loads(run("build", "--target", "fake", "--minutes", "3", "--dry-run", "--format", "json").stdout)
+    assert not home.exists()
+
+
+def test_build_predict_evaluate_fit_on_the_fake_device(home, tmp_path):
+    fake = json.dumps({"noise": 0.01, "process_noise": 0.005, "steps": {"Conv": [16, 0.8]}})
+    built = json.loads(run("build", "--target", "fake", "--minutes", "0.3", "--quiet", "--force", "--format", "json", FORETELL_FAKE=fake).stdout)
+    assert built["card"]["train_measurements"] >= 8
+    assert built["rows"]
+    p = json.loads(run("predict", "zoo:resnet18", "--target", "fake-f32-1t", "--format", "json").stdout)
+    # The fake device is a roofline with known rates: resnet18 has 1.81 GMACs at 50 G operations a second.
+    assert p["latency_s"]["value"] == pytest.approx(2 * 1.814e9 / 5e10, rel=0.25)
+    store = str(home / "measurements.sqlite")
+    rows = json.loads(run("evaluate", "--target", "fake-f32-1t", "--store", store, "--format", "json").stdout)["rows"]
+    assert {r["estimator"] for r in rows} >= {"default", "roofline", "flops"}
+    run("fit", "--target", "fake-f32-1t", "--store", store, "--output", str(tmp_path / "again"), "--force", "--quiet")
+    run("predict", "zoo:resnet18", "--target", str(tmp_path / "again"))
+    assert "fake-f32-1t" in run("targets").stdout
+
+
+def test_measure(home, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "m.onnx").write_bytes(conv_relu().SerializeToString())
+    rows = json.loads(run("measure", str(tmp_path / "m.onnx"), "zoo:mnasnet0_5", "--format", "json").stdout)
+    assert {r["model"] for r in rows} == {"m", "mnasnet0_5"}
+    assert all(len(r["process_latency_s"]) >= 3 for r in rows)
+    assert all(r["environment"]["runtime"].startswith("onnxruntime") for r in rows)
+    (tmp_path / "bad.onnx").write_bytes(model([node("Odd", ["x"], ["y"], domain="d")], [("x", [2])], [("y", [2])]).SerializeToString())
+    failed = json.loads(run("measure", str(tmp_path / "bad.onnx"), "--format", "json", code=6).stdout)
+    assert failed[0]["verdict"] == "failed"
+
+
+def test_missing_extra_prints_the_install_line(home):
+    code = "import sys; sys.modules['onnxruntime'] = None; import importlib.metadata as m; o = m.version\nm.version = lambda n: (_ for _ in ()).throw(m.PackageNotFoundError(n)) if n == 'onnxruntime' else o(n)\nfrom foretell.cli import main; sys.argv = ['foretell', 'measure', 'zoo:resnet18']; main()"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 4
+    assert "pip install 'foretell[ort]'" in out.stderr
+
+
+def test_doctor():
+    out = json.loads(run("doctor", "--format", "json").stdout)
+    assert {c["name"] for c in out} >= {"python", "zoo", "disk", "predictor ort-f32-1t"}
+    assert all(c["state"] in ("ok", "note", "bad") for c in out)
+
+
+def test_a_closed_pipe_is_no_error():
+    out = subprocess.run(f"{sys.executable} -m foretell.cli inspect zoo:maxvit_tiny_tf_224 --nodes --format csv | head -1", shell=True, capture_output=True, text=True)
+    assert "Traceback" not in out.stderr

@@ -1,0 +1,80 @@
+"""The protocol's arithmetic: figures, verdicts, drift, noise floor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from foretell.bench import protocol
+from foretell.records import ExecutedKernel, Measurement, Run, Target
+
+TARGET = Target("t", "fake")
+
+
+def row(latencies, started=(), reference=(), **more) -> Measurement:
+    return Measurement(
+        "g", "n", "f", "generated", TARGET, protocol.PROTOCOL, "ok", float(np.median(latencies)), tuple(latencies),
+        tuple(started), tuple(reference), **more,
+    )  # fmt: skip
+
+
+def judged(*figures: float, **environment):
+    runs = [(Run((f,) * 5, environment=environment), "", 1.0) for f in figures]
+    return protocol.judge("g", "n", TARGET, runs)
+
+
+def test_the_figure_is_the_median_of_tenth_percentiles():
+    quick = Run(tuple(np.linspace(1.0, 2.0, 101)))
+    assert protocol.process_latency_s(quick) == pytest.approx(1.1)
+    m = judged(1.0, 1.02, 1.04)
+    assert m.verdict == "ok"
+    assert m.latency_s == pytest.approx(1.02)
+    assert m.noise == pytest.approx(0.02)
+
+
+def test_verdicts():
+    assert judged(1.0, 1.0, 1.3).verdict == "unstable"
+    assert judged(1.0, 1.01, 1.02, 1.0, 1.5).verdict == "ok"  # one outlier of five is dropped
+    assert judged(1.0, 1.0, 1.0, denormal_share=0.2).verdict == "unstable"
+    assert judged(1.0, 1.0, 1.0, cpu_share=0.5).verdict == "unstable"
+    failed = protocol.judge("g", "n", TARGET, [(Run((1.0,)), "", 1.0), (None, "it broke", 0.5)])
+    assert failed.verdict == "failed"
+    assert failed.latency_s is None
+    assert failed.error == "it broke"
+
+
+def test_kernel_times_are_medians_over_processes():
+    runs = [
+        (Run((1.0,) * 3, (ExecutedKernel("Conv", (0,), "y", "", t),)), "", 1.0) for t in (1e-3, 2e-3, 9e-3)
+    ]
+    assert protocol.judge("g", "n", TARGET, runs).kernels[0].latency_s == pytest.approx(2e-3)
+
+
+def test_drift_is_taken_out_and_noise_is_left():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(200):
+        t = i * 30.0
+        slow = 1.2 if t > 3000 else 1.0  # the machine slows down half way
+        noise = np.exp(0.02 * rng.standard_normal(3))
+        rows.append(row(5e-3 * slow * noise, [t, t + 1, t + 2], [1e-3 * slow * np.exp(0.02 * rng.standard_normal())] * 3))
+    before = np.array([m.latency_s for m in rows])
+    after = np.array([m.latency_s for m in protocol.correct_drift(rows)])
+    assert before[150:].mean() / before[:50].mean() == pytest.approx(1.2, rel=0.02)
+    assert after[150:].mean() / after[:50].mean() == pytest.approx(1.0, rel=0.01)
+    assert after.std() / after.mean() < 0.02
+
+
+def test_rows_without_reference_stay():
+    rows = [row([1.0, 1.0, 1.0], [1, 2, 3], [0.0, 0.0, 0.0])] * 20
+    assert protocol.correct_drift(rows) == rows
+
+
+def test_noise_floor_compares_halves():
+    values = [1.0, 1.1, 1.0, 1.1, 1.0, 1.1]
+    assert protocol.noise_floor([row(values)]) == pytest.approx(0.1 / 1.1)
+    assert protocol.noise_floor([row(values[:3])]) is None
+    assert protocol.pair_noise([row([1.0, 1.25, 1.0])]) == pytest.approx(0.2)
+    assert protocol.noise_floor([replace(row(values), verdict="unstable")]) is None
