@@ -41,7 +41,9 @@ def prefix(rows: list[Measurement], minutes: float) -> list[Measurement]:
     return out
 
 
-def with_other_families(target: Any, train: list[Measurement], test: list[Measurement], graphs: Any) -> list[tuple[int, float]]:
+def with_other_families(
+    target: Any, train: list[Measurement], test: list[Measurement], graphs: Any
+) -> list[tuple[int, float]]:
     """(test index, predicted seconds) where each fold's model also trained on the families of the other folds."""
     families = [family_of(m.name, m.family) for m in test]
     fold = folds(families, 5)
@@ -88,18 +90,62 @@ def main() -> None:
     rows = []
     lines = []
     for r in judge(predictor, train, test, graphs):
-        rows.append(row(r["score"], benchmark="host" + SUFFIX[r["part"]], metric=r["metric"], estimator=r["estimator"], **common))
+        rows.append(
+            row(
+                r["score"], benchmark="host" + SUFFIX[r["part"]], metric=r["metric"], estimator=r["estimator"], **common
+            )
+        )
     for r in rows:
-        lines.append([r["metric"], r["estimator"], r["benchmark"], *(r[k] for k in ("test_networks", "mape", "median_ape", "within_5", "within_10", "spearman", "interval_coverage"))])
+        lines.append(
+            [
+                r["metric"],
+                r["estimator"],
+                r["benchmark"],
+                *(
+                    r[k]
+                    for k in (
+                        "test_networks",
+                        "mape",
+                        "median_ape",
+                        "within_5",
+                        "within_10",
+                        "spearman",
+                        "interval_coverage",
+                    )
+                ),
+            ]
+        )
     if a.families:
         pairs = with_other_families(train[0].target, train, test, graphs)
         p = np.array([v for _, v in sorted(pairs)])
         t = np.array([m.latency_s for m in test], float)
         fold = folds([family_of(m.name, m.family) for m in test], 5)
         s = score(p, t, cross_intervals(p, t, np.ones(len(t)), fold))
-        more = {**common, "train_networks": card["train_networks"] + len(test), "train_measurements": card["train_measurements"] + len(test)}
+        more = {
+            **common,
+            "train_networks": card["train_networks"] + len(test),
+            "train_measurements": card["train_measurements"] + len(test),
+        }
         rows.append(row(s, benchmark="host/with-other-families", metric="latency_s", estimator="default", **more))
-        lines.append(["latency_s", "default", "host/with-other-families", *(rows[-1][k] for k in ("test_networks", "mape", "median_ape", "within_5", "within_10", "spearman", "interval_coverage"))])
+        lines.append(
+            [
+                "latency_s",
+                "default",
+                "host/with-other-families",
+                *(
+                    rows[-1][k]
+                    for k in (
+                        "test_networks",
+                        "mape",
+                        "median_ape",
+                        "within_5",
+                        "within_10",
+                        "spearman",
+                        "interval_coverage",
+                    )
+                ),
+            ]
+        )
     curve = []
     total = sum(m.device_seconds for m in train) / 60
     for minutes in MINUTES:
@@ -113,8 +159,20 @@ def main() -> None:
         truth = [m.latency_s or 0.0 for m in test]
         for method in ("default", "refined_roofline"):
             s = score(small.latencies_s([graphs[m.graph] for m in test], method), truth)
-            rows.append(row(s, benchmark="host/curve", metric="latency_s", estimator=method, **{
-                **common, "train_networks": len(part), "train_measurements": small.card["train_measurements"], "device_minutes": minutes}))
+            rows.append(
+                row(
+                    s,
+                    benchmark="host/curve",
+                    metric="latency_s",
+                    estimator=method,
+                    **{
+                        **common,
+                        "train_networks": len(part),
+                        "train_measurements": small.card["train_measurements"],
+                        "device_minutes": minutes,
+                    },
+                )
+            )
             curve.append([minutes, method, len(part), s.mape, s.within_10, f"{seconds:.0f} s"])
     predictions = predictor.predict_many([graphs[m.graph] for m in test])
     each = sorted(

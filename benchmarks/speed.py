@@ -65,7 +65,14 @@ def main() -> None:
     largest = max(sizes, key=lambda n: sizes[n])
     for name, goal in (("resnet50", "at most 0.005"), (largest, "at most 0.025")):
         data = api.zoo_bytes(name)
-        found.append((f"warm, file bytes to prediction, {name} ({sizes[name]} nodes)", best(lambda d=data: predictor.predict(api.read_model(d)), 40), "s", goal))
+        found.append(
+            (
+                f"warm, file bytes to prediction, {name} ({sizes[name]} nodes)",
+                best(lambda d=data: predictor.predict(api.read_model(d)), 40),
+                "s",
+                goal,
+            )
+        )
     graphs = candidates(a.graphs)
     start = time.perf_counter()
     predictor.latencies_s(graphs)
@@ -84,7 +91,9 @@ def main() -> None:
     for name, value, unit, _ in found:
         r = row(benchmark=f"speed/{name}", target=a.target, metric="latency_s", estimator="default")
         rows.append({**r, "value": round(value, 6), "unit": unit})
-    text = f"# Speed\n\n{provenance()}.\n\n" + table(("what", "value", "unit", "goal"), [(n, f"{v:.4g}", u, g) for n, v, u, g in found])
+    text = f"# Speed\n\n{provenance()}.\n\n" + table(
+        ("what", "value", "unit", "goal"), [(n, f"{v:.4g}", u, g) for n, v, u, g in found]
+    )
     write("speed", rows, text)
 
 

@@ -23,11 +23,11 @@ def zoo() -> dict[str, Graph]:
 @pytest.fixture(scope="session")
 def recorded():
     """(measurements, graphs by hash) of the recorded store: real rows of ONNX Runtime."""
-    from foretell.formats.onnx import read_onnx
-    from foretell.store import Store
-
     import shutil
     import tempfile
+
+    from foretell.formats.onnx import read_onnx
+    from foretell.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "recorded.sqlite")

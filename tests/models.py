@@ -16,7 +16,7 @@ def model(nodes, inputs, outputs, initializers=(), *, opset=20, functions=(), va
         return helper.make_tensor_value_info(v[0], v[2] if len(v) > 2 else F, v[1])
 
     graph = helper.make_graph(
-        nodes, "g", [info(v) for v in inputs], [info(v) for v in outputs], [c for c in initializers],
+        nodes, "g", [info(v) for v in inputs], [info(v) for v in outputs], list(initializers),
         value_info=[info(v) for v in value_info],
     )  # fmt: skip
     domains = {n.domain for n in nodes if n.domain} | {f.domain for f in functions}

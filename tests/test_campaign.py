@@ -151,7 +151,9 @@ def check_store(path: Path) -> None:
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert db.execute("SELECT COUNT(*) FROM measurements").fetchone() == (30,)
-    assert db.execute("SELECT COUNT(*) FROM (SELECT graph, process, COUNT(*) n FROM runs GROUP BY 1, 2 HAVING n > 1)").fetchone() == (0,)
+    assert db.execute(
+        "SELECT COUNT(*) FROM (SELECT graph, process, COUNT(*) n FROM runs GROUP BY 1, 2 HAVING n > 1)"
+    ).fetchone() == (0,)
     assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (90,)
 
 

@@ -20,7 +20,11 @@ VERBS = ("predict", "inspect", "targets", "build", "measure", "fit", "evaluate",
 
 def run(*args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
     out = subprocess.run(
-        [sys.executable, "-m", "foretell.cli", *args], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+        [sys.executable, "-m", "foretell.cli", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=300,
     )
     assert out.returncode == code, (out.returncode, out.stdout[-2000:], out.stderr[-2000:])
     assert "Traceback" not in out.stderr
@@ -43,9 +47,13 @@ def test_help_lists_verbs_and_exit_codes():
 
 def test_import_and_help_are_light():
     code = "import sys, foretell; print(sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'onnx', 'torch', 'onnxruntime', 'rich', 'plotly', 'lightgbm')))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
     code = code.replace("import sys, foretell", "import sys, foretell.cli")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_predict_json_is_the_documented_object():
@@ -111,7 +119,9 @@ def test_exit_codes(tmp_path, home):
 
 
 def test_hostile_names_reach_no_terminal(tmp_path):
-    m = model([node("Relu", ["x"], ["\x1b[31mred"], name="[bold]\x1b]0;title\x07")], [("x", [2])], [("\x1b[31mred", [2])])
+    m = model(
+        [node("Relu", ["x"], ["\x1b[31mred"], name="[bold]\x1b]0;title\x07")], [("x", [2])], [("\x1b[31mred", [2])]
+    )
     path = tmp_path / "evil.onnx"
     path.write_bytes(m.SerializeToString())
     for form in ("table", "markdown", "csv"):
@@ -122,13 +132,28 @@ def test_hostile_names_reach_no_terminal(tmp_path):
 def test_dry_run_measures_nothing(home):
     data = json.loads(run("build", "--target", "fake", "--minutes", "3", "--dry-run", "--format", "json").stdout)
     assert len(data["entries"]) > 20
-    assert data == json.loads(run("build", "--target", "fake", "--minutes", "3", "--dry-run", "--format", "json").stdout)
+    assert data == json.loads(
+        run("build", "--target", "fake", "--minutes", "3", "--dry-run", "--format", "json").stdout
+    )
     assert not home.exists()
 
 
 def test_build_predict_evaluate_fit_on_the_fake_device(home, tmp_path):
     fake = json.dumps({"noise": 0.01, "process_noise": 0.005, "steps": {"Conv": [16, 0.8]}})
-    built = json.loads(run("build", "--target", "fake", "--minutes", "0.3", "--quiet", "--force", "--format", "json", FORETELL_FAKE=fake).stdout)
+    built = json.loads(
+        run(
+            "build",
+            "--target",
+            "fake",
+            "--minutes",
+            "0.3",
+            "--quiet",
+            "--force",
+            "--format",
+            "json",
+            FORETELL_FAKE=fake,
+        ).stdout
+    )
     assert built["card"]["train_measurements"] >= 8
     assert built["rows"]
     p = json.loads(run("predict", "zoo:resnet18", "--target", "fake-f32-1t", "--format", "json").stdout)
@@ -149,7 +174,9 @@ def test_measure(home, tmp_path):
     assert {r["model"] for r in rows} == {"m", "mnasnet0_5"}
     assert all(len(r["process_latency_s"]) >= 3 for r in rows)
     assert all(r["environment"]["runtime"].startswith("onnxruntime") for r in rows)
-    (tmp_path / "bad.onnx").write_bytes(model([node("Odd", ["x"], ["y"], domain="d")], [("x", [2])], [("y", [2])]).SerializeToString())
+    (tmp_path / "bad.onnx").write_bytes(
+        model([node("Odd", ["x"], ["y"], domain="d")], [("x", [2])], [("y", [2])]).SerializeToString()
+    )
     failed = json.loads(run("measure", str(tmp_path / "bad.onnx"), "--format", "json", code=6).stdout)
     assert failed[0]["verdict"] == "failed"
 
@@ -168,5 +195,10 @@ def test_doctor():
 
 
 def test_a_closed_pipe_is_no_error():
-    out = subprocess.run(f"{sys.executable} -m foretell.cli inspect zoo:maxvit_tiny_tf_224 --nodes --format csv | head -1", shell=True, capture_output=True, text=True)
+    out = subprocess.run(
+        f"{sys.executable} -m foretell.cli inspect zoo:maxvit_tiny_tf_224 --nodes --format csv | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
     assert "Traceback" not in out.stderr

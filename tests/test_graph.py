@@ -91,7 +91,9 @@ def test_symbolic_dimensions_are_bound_or_listed():
 
 
 def test_batch_binds_leading_symbols_and_shapes_follow():
-    m = model([node("MatMul", ["x", "w"], ["y"])], [("x", ["N", 16])], [("y", ["N", 4])], [const("w", np.ones((16, 4)))])
+    m = model(
+        [node("MatMul", ["x", "w"], ["y"])], [("x", ["N", 16])], [("y", ["N", 4])], [const("w", np.ones((16, 4)))]
+    )
     assert cost(read_onnx(m, batch=8)).total_macs == 8 * 16 * 4
 
 
@@ -226,7 +228,9 @@ def test_shape_rules_agree_with_numpy(dims, data):
     start, stop = data.draw(st.integers(-8, 8)), data.draw(st.integers(-8, 8))
     for n, v in (("s", [start]), ("e", [stop])):
         tensors[n] = Tensor(n, "i64", (1,), True, np.array(v))
-    got = SHAPE_RULES["Slice"](View(Node("n", "Slice", ("x", "s", "e", "z"), ("y",), {}), {**tensors, "z": tensors["a"]}))
+    got = SHAPE_RULES["Slice"](
+        View(Node("n", "Slice", ("x", "s", "e", "z"), ("y",), {}), {**tensors, "z": tensors["a"]})
+    )
     index = [slice(None)] * len(dims)
     index[axis] = slice(start, stop)
     assert got[0][0] == x[tuple(index)].shape

@@ -21,7 +21,9 @@ def module(tmp_path, monkeypatch):
 
     def make(body: str) -> str:
         name = f"child_{abs(hash(body)) % 10**9}"
-        text = "import os, sys, time\nfrom foretell.guard import serve\ndef handle(m):\n" + textwrap.indent(body, "    ")
+        text = "import os, sys, time\nfrom foretell.guard import serve\ndef handle(m):\n" + textwrap.indent(
+            body, "    "
+        )
         (tmp_path / f"{name}.py").write_text(text + "\nif __name__ == '__main__':\n    serve(handle)\n")
         return name
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ SEEDS = ("resnet18", "alexnet", "mobilenetv2_100", "shufflenet_v2_x1_0")
 def limits():
     """At most 1 GiB more address space than now, and ten seconds a call (checked by survive)."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
@@ -153,7 +154,10 @@ def test_pickles_are_refused_with_the_reason(suffix):
 def test_shape_arithmetic_makes_nothing_large():
     for nodes, inits in (
         ([node("ConstantOfShape", ["d"], ["y"])], [const("d", [1, 4096, 4096, 32], np.int64)]),
-        ([node("Range", ["a", "b", "c"], ["y"])], [const(n, v, np.int64) for n, v in (("a", 0), ("b", 3 * 10**8), ("c", 1))]),
+        (
+            [node("Range", ["a", "b", "c"], ["y"])],
+            [const(n, v, np.int64) for n, v in (("a", 0), ("b", 3 * 10**8), ("c", 1))],
+        ),
         ([node("Expand", ["s", "d"], ["y"])], [const("s", [1], np.int64), const("d", [2**33], np.int64)]),
         ([node("Concat", ["w"] * 100_000, ["y"], axis=0)], [const("w", np.zeros(1024), np.int64)]),
     ):
@@ -172,13 +176,20 @@ def test_function_bombs():
     ]  # fmt: skip
     bomb = model([node("F0", ["x"], ["y"], domain="f")], [("x", [2])], [("y", [2])], functions=functions)
     assert survive(bomb) is None
-    loop = helper.make_function("f", "F", ["x"], ["y"], [node("F", ["x"], ["y"], domain="f")], [helper.make_opsetid("f", 1)])
+    loop = helper.make_function(
+        "f", "F", ["x"], ["y"], [node("F", ["x"], ["y"], domain="f")], [helper.make_opsetid("f", 1)]
+    )
     assert survive(model([node("F", ["x"], ["y"], domain="f")], [("x", [2])], [("y", [2])], functions=[loop])) is None
 
 
 def test_local_functions_are_inlined():
     f = helper.make_function(
-        "f", "Twice", ["x"], ["y"], [node("Relu", ["x"], ["a"]), node("Relu", ["a"], ["y"])], [helper.make_opsetid("", 20)]
+        "f",
+        "Twice",
+        ["x"],
+        ["y"],
+        [node("Relu", ["x"], ["a"]), node("Relu", ["a"], ["y"])],
+        [helper.make_opsetid("", 20)],
     )
     g = survive(model([node("Twice", ["x"], ["y"], domain="f")], [("x", [2])], [("y", [2])], functions=[f]))
     assert g is not None

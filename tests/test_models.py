@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,7 +61,9 @@ def test_refined_roofline_finds_planted_steps():
         g = read_onnx(write_onnx(sweep("conv_out", seed)))
         k = execute(g, config)
         graphs.append(g)
-        rows.append(Measurement(str(seed), "sweep", "f", "generated", target, "p", "ok", sum(x.latency_s for x in k), kernels=k))
+        rows.append(
+            Measurement(str(seed), "sweep", "f", "generated", target, "p", "ok", sum(x.latency_s for x in k), kernels=k)
+        )
     table = stack([lower_measured(g, m) for g, m in zip(graphs, rows, strict=True)])
     seconds = np.concatenate([[k.latency_s for k in m.kernels] for m in rows])
     refined = RefinedRoofline().fit(table, seconds)
@@ -177,7 +181,7 @@ def test_the_arena_never_overlaps_and_gives_all_back(steps):
             held[start] = arena._chunks[start][0]
             assert held[start] >= size
         spans = sorted(held.items())
-        assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
     assert arena.in_use == sum(held.values())
     for start in held:
         arena.free(start)
@@ -206,7 +210,9 @@ def test_memory_model_falls_back_to_exact_lifetimes():
         probe = Measurement(e.name, e.name, "f", "generated", target, "p", "ok", 1.0, kernels=k)
         peak = exact_peak(buffer_events(g, lower_measured(g, probe)))
         if peak:
-            rows.append(Measurement(e.name, e.name, "f", "generated", target, "p", "ok", 1.0, kernels=k, peak_memory_bytes=peak))
+            rows.append(
+                Measurement(e.name, e.name, "f", "generated", target, "p", "ok", 1.0, kernels=k, peak_memory_bytes=peak)
+            )
             graphs.append(g)
     model = MemoryModel.fit(rows, graphs)
     assert model is not None

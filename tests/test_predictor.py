@@ -35,7 +35,11 @@ def test_it_beats_the_baselines_on_unseen_families(recorded, fitted):
     rows, graphs = recorded
     train = [m for m in rows if m.source == "generated"]
     test = [m for m in rows if m.source != "generated"]
-    by = {r["estimator"]: r["score"] for r in judge(fitted, train, test, graphs) if r["part"] == "all" and r["metric"] == "latency_s"}
+    by = {
+        r["estimator"]: r["score"]
+        for r in judge(fitted, train, test, graphs)
+        if r["part"] == "all" and r["metric"] == "latency_s"
+    }
     assert set(by) == {*METHODS, "flops"}
     assert by["default"].mape < 12
     assert by["default"].mape < by["refined_roofline"].mape
@@ -72,7 +76,12 @@ def test_unknown_ops_are_priced_and_lower_the_coverage(fitted):
     from tests.models import model, node
 
     shape = [1, 64, 256, 256]
-    m = model([node("Odd", ["x"], ["a"], domain="d"), node("Relu", ["a"], ["y"])], [("x", shape)], [("y", shape)], value_info=[("a", shape)])
+    m = model(
+        [node("Odd", ["x"], ["a"], domain="d"), node("Relu", ["a"], ["y"])],
+        [("x", shape)],
+        [("y", shape)],
+        value_info=[("a", shape)],
+    )
     p = fitted.predict(read_onnx(m))
     odd = next(k for k in p.kernels if "d:Odd" in k.op_types)
     assert odd.source == "roofline"
@@ -215,7 +224,14 @@ def test_models_in_every_form(fitted, tmp_path):
 
     data = api.zoo_bytes("mnasnet0_5")
     (tmp_path / "m.onnx").write_bytes(data)
-    forms = [data, onnx.ModelProto.FromString(data), str(tmp_path / "m.onnx"), tmp_path / "m.onnx", api.read_model(data), "zoo:mnasnet0_5"]
+    forms = [
+        data,
+        onnx.ModelProto.FromString(data),
+        str(tmp_path / "m.onnx"),
+        tmp_path / "m.onnx",
+        api.read_model(data),
+        "zoo:mnasnet0_5",
+    ]
     values = {round(foretell.predict(f, fitted).latency_s.value, 12) for f in forms}
     assert len(values) == 1
     with pytest.raises(ForetellError, match="zoo:"):

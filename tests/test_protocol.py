@@ -46,9 +46,7 @@ def test_verdicts():
 
 
 def test_kernel_times_are_medians_over_processes():
-    runs = [
-        (Run((1.0,) * 3, (ExecutedKernel("Conv", (0,), "y", "", t),)), "", 1.0) for t in (1e-3, 2e-3, 9e-3)
-    ]
+    runs = [(Run((1.0,) * 3, (ExecutedKernel("Conv", (0,), "y", "", t),)), "", 1.0) for t in (1e-3, 2e-3, 9e-3)]
     assert protocol.judge("g", "n", TARGET, runs).kernels[0].latency_s == pytest.approx(2e-3)
 
 
@@ -59,7 +57,9 @@ def test_drift_is_taken_out_and_noise_is_left():
         t = i * 30.0
         slow = 1.2 if t > 3000 else 1.0  # the machine slows down half way
         noise = np.exp(0.02 * rng.standard_normal(3))
-        rows.append(row(5e-3 * slow * noise, [t, t + 1, t + 2], [1e-3 * slow * np.exp(0.02 * rng.standard_normal())] * 3))
+        rows.append(
+            row(5e-3 * slow * noise, [t, t + 1, t + 2], [1e-3 * slow * np.exp(0.02 * rng.standard_normal())] * 3)
+        )
     before = np.array([m.latency_s for m in rows])
     after = np.array([m.latency_s for m in protocol.correct_drift(rows)])
     assert before[150:].mean() / before[:50].mean() == pytest.approx(1.2, rel=0.02)

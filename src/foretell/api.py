@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from foretell.errors import FormatError, PredictorError, TargetError
 from foretell.graph.ir import Graph, Shape
-from foretell.predictor.persist import MANIFEST, load as _load_folder
+from foretell.predictor.persist import MANIFEST
+from foretell.predictor.persist import load as _load_folder
 from foretell.predictor.stack import Predictor
 from foretell.records import Prediction
 

@@ -160,7 +160,10 @@ def fit_and_judge(
     floor = protocol.noise_floor(real)
     pair = protocol.pair_noise(real or train)
     example = next((m for m in (*train, *test) if m.environment), None)
-    main = next((r["score"] for r in rows if r["estimator"] == "default" and r["metric"] == "latency_s" and r["part"] == "all"), None)
+    main = next(
+        (r["score"] for r in rows if r["estimator"] == "default" and r["metric"] == "latency_s" and r["part"] == "all"),
+        None,
+    )
     memory = next((r["score"] for r in rows if r["metric"] == "peak_memory_bytes" and r["part"] == "all"), None)
     predictor.card.update(
         created=datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -87,9 +87,13 @@ def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return out
 
 
-@app.command(epilog="Examples:  foretell predict zoo:resnet50   |   foretell predict m.onnx --shape x=1x3x320x320 --format json")
+@app.command(
+    epilog="Examples:  foretell predict zoo:resnet50   |   foretell predict m.onnx --shape x=1x3x320x320 --format json"
+)
 @click.argument("models", nargs=-1, required=True)
-@click.option("--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor.")
+@click.option(
+    "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
+)
 @shape_option
 @batch_option
 @click.option("--method", default="default", show_default=True, help="Estimator: default, or a layer model by name.")
@@ -111,7 +115,11 @@ def predict(
 
 
 def _range(value: Value | None, fmt: Any) -> str:
-    return "-" if value is None else f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+    return (
+        "-"
+        if value is None
+        else f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+    )
 
 
 def _prediction_sheet(p: Prediction, top: int) -> Sheet:
@@ -129,11 +137,21 @@ def _prediction_sheet(p: Prediction, top: int) -> Sheet:
         f"{units.percent(p.coverage, 0)} of the time from fitted models",
     ])  # fmt: skip
     rows = tuple(
-        (k.name, "+".join(k.op_types) or "-", k.nodes[-1], units.seconds(k.latency_s), units.percent(k.share), k.bound, k.source)
+        (
+            k.name,
+            "+".join(k.op_types) or "-",
+            k.nodes[-1],
+            units.seconds(k.latency_s),
+            units.percent(k.share),
+            k.bound,
+            k.source,
+        )
         for k in shown
     )
     notes = list(p.warnings)
-    return Sheet(("kernel", "op types", "node", "latency", "share", "bound", "source"), rows, head, tuple(notes), (3, 4))
+    return Sheet(
+        ("kernel", "op types", "node", "latency", "share", "bound", "source"), rows, head, tuple(notes), (3, 4)
+    )
 
 
 def _compare(predictions: list[Prediction]) -> Sheet:
@@ -150,7 +168,9 @@ def _compare(predictions: list[Prediction]) -> Sheet:
     return Sheet(("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings"), rows)
 
 
-@app.command(epilog="Examples:  foretell inspect zoo:vit_tiny_patch16_224   |   foretell inspect m.onnx --nodes --format csv")
+@app.command(
+    epilog="Examples:  foretell inspect zoo:vit_tiny_patch16_224   |   foretell inspect m.onnx --nodes --format csv"
+)
 @click.argument("model")
 @shape_option
 @batch_option
@@ -208,7 +228,9 @@ def inspect(model: str, shapes: tuple[str, ...], batch: int | None, nodes: bool,
             entry[2] += moved[i]
         for op, (count, macs, size) in sorted(by.items(), key=lambda kv: (-kv[1][1], -kv[1][2])):
             rows.append((op, op_type(op).category, str(int(count)), units.count(macs), units.size(size)))
-        data["op_types"] = {op: {"nodes": int(v[0]), "macs": int(v[1]), "traffic_bytes": int(v[2])} for op, v in by.items()}
+        data["op_types"] = {
+            op: {"nodes": int(v[0]), "macs": int(v[1]), "traffic_bytes": int(v[2])} for op, v in by.items()
+        }
     tables.show([tables.Sheet(titles, tuple(rows), head, graph.warnings, right)], data, form)
 
 
@@ -237,17 +259,33 @@ def targets(form: str) -> None:
     notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
     if not found:
         notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
-    titles = ("target", "runtime", "latency error", "noise floor", "memory error", "measurements", "device min", "date", "measured on")
+    titles = (
+        "target",
+        "runtime",
+        "latency error",
+        "noise floor",
+        "memory error",
+        "measurements",
+        "device min",
+        "date",
+        "measured on",
+    )
     tables.show([tables.Sheet(titles, tuple(rows), "", notes, (2, 3, 4, 5, 6))], data, form)
 
 
-@app.command(epilog="Examples:  foretell build --target ort --minutes 15   |   foretell build --target ort --minutes 2 --dry-run")
+@app.command(
+    epilog="Examples:  foretell build --target ort --minutes 15   |   foretell build --target ort --minutes 2 --dry-run"
+)
 @click.option("--target", "backend", default="ort", show_default=True, help="Backend to build a predictor for.")
-@click.option("--minutes", type=click.FloatRange(min=0.1), default=15.0, show_default=True, help="Budget for measuring.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1), default=15.0, show_default=True, help="Budget for measuring."
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="f32", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the benchmark plan.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
+)
 @store_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and measure nothing.")
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
@@ -332,7 +370,18 @@ def _judged(rows: list[dict[str, Any]], floor: float | None, target: str) -> tup
             f"{s.within_10:.0f}", "-" if s.spearman is None else f"{s.spearman:.4f}",
             "-" if s.interval_coverage is None else f"{s.interval_coverage:.0f}",
         ))  # fmt: skip
-    titles = ("metric", "estimator", "networks", "n", "MAPE %", "median %", "within 5", "within 10", "Spearman", "in interval")
+    titles = (
+        "metric",
+        "estimator",
+        "networks",
+        "n",
+        "MAPE %",
+        "median %",
+        "within 5",
+        "within 10",
+        "Spearman",
+        "in interval",
+    )
     head = f"{target}: real networks of families that trained nothing; noise floor {floor} %"
     data = {"target": target, "noise_floor": floor, "rows": [{**r, "score": r["score"].to_dict()} for r in rows]}
     return [Sheet(titles, tuple(cells), head, (), tuple(range(3, 10)))], data
@@ -396,7 +445,9 @@ def measure(
 @app.command(epilog="Example:  foretell fit --target ort-f32-1t --store runs.sqlite --output my-predictor")
 @click.option("--target", default="ort-f32-1t", show_default=True, help="Target whose measurements to fit.")
 @store_option
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
+)
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
@@ -435,7 +486,9 @@ def _measured(store: Any, target: str) -> tuple[list[Any], list[Any], dict[str, 
 
 
 @app.command(epilog="Example:  foretell evaluate --target ort-f32-1t --store runs.sqlite")
-@click.option("--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor.")
+@click.option(
+    "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
+)
 @store_option
 @format_option
 def evaluate(target: str, store: Path | None, form: str) -> None:

@@ -35,7 +35,9 @@ def checks() -> list[Check]:
             out.append(Check(package, "note", f"absent; for {use}: pip install 'foretell[{extra}]'"))
     for target in api.targets():
         bad = "error" in target
-        out.append(Check(f"predictor {target['name']}", "bad" if bad else "ok", target["error"] if bad else target["folder"]))
+        out.append(
+            Check(f"predictor {target['name']}", "bad" if bad else "ok", target["error"] if bad else target["folder"])
+        )
     out.append(Check("zoo", "ok" if api.zoo_names() else "bad", f"{len(api.zoo_names())} networks"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     out.append(Check("cores", "ok" if cores > 1 else "note", str(cores)))

@@ -85,7 +85,9 @@ class Store:
             with self._transaction() as db:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, _SCHEMA_VERSION):
-                    raise StoreError(f"schema version {version}, this foretell knows {_SCHEMA_VERSION}", where=str(path))
+                    raise StoreError(
+                        f"schema version {version}, this foretell knows {_SCHEMA_VERSION}", where=str(path)
+                    )
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
@@ -100,6 +102,13 @@ class Store:
             db.execute("PRAGMA synchronous = NORMAL")
             self._local.db = db
         return db
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens another."""
+        db = getattr(self._local, "db", None)
+        if db is not None:
+            db.close()
+            self._local.db = None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -129,7 +138,8 @@ class Store:
         """Keep a model's bytes under its hash; adding it again changes nothing."""
         with self._transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO graphs VALUES (?, ?, ?, ?, ?)", (hash_, name, family, source, zlib.compress(model))
+                "INSERT OR IGNORE INTO graphs VALUES (?, ?, ?, ?, ?)",
+                (hash_, name, family, source, zlib.compress(model)),
             )
 
     def model(self, hash_: str) -> bytes:
@@ -144,7 +154,9 @@ class Store:
     def add_jobs(self, campaign: str, jobs: Iterable[tuple[str, int]]) -> None:
         """Append (graph hash, processes) to a campaign; a graph that it already has is left as it is."""
         with self._transaction() as db:
-            start = db.execute("SELECT COALESCE(MAX(position), -1) FROM jobs WHERE campaign = ?", (campaign,)).fetchone()
+            start = db.execute(
+                "SELECT COALESCE(MAX(position), -1) FROM jobs WHERE campaign = ?", (campaign,)
+            ).fetchone()
             for i, (graph, processes) in enumerate(jobs, start[0] + 1):
                 db.execute(
                     "INSERT OR IGNORE INTO jobs (campaign, position, graph, processes, state) VALUES (?, ?, ?, ?, 'pending')",
@@ -161,7 +173,8 @@ class Store:
             for (who,) in leased:
                 if _owner_is_gone(who):
                     db.execute(
-                        "UPDATE jobs SET state = 'pending', owner = '' WHERE campaign = ? AND owner = ?", (campaign, who)
+                        "UPDATE jobs SET state = 'pending', owner = '' WHERE campaign = ? AND owner = ?",
+                        (campaign, who),
                     )
             rows = db.execute(
                 "SELECT j.graph, g.name, j.processes, j.attempts, g.model FROM jobs j JOIN graphs g ON g.hash = j.graph "

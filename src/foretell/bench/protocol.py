@@ -8,7 +8,8 @@ Each process also times a small reference network. A shared machine may run a te
 :func:`correct_drift` divides by the reference's running median, which leaves short noise alone.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
-outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process crashed, hung or refused.
+outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
+crashed, hung or refused.
 """
 
 from __future__ import annotations

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretell import guard
-from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, FormatError, ShapeError, UnsupportedError, UsageError
+from foretell.errors import (
+    ChildCrashed,
+    ChildMemory,
+    ChildTimeout,
+    FormatError,
+    ShapeError,
+    UnsupportedError,
+    UsageError,
+)
 from foretell.formats.onnx_wire import scan
 from foretell.graph.check import MAX_DIM, MAX_NODES, MAX_RANK, check
 from foretell.graph.ir import Graph, Node, Shape, Tensor
@@ -252,9 +260,7 @@ def _complete(proto: onnx.ModelProto) -> bool:
     return all(t in known for n in proto.graph.node if n.op_type != "Constant" for t in n.output if t)
 
 
-def _inferred(
-    proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where: str, ours: bool
-) -> onnx.ModelProto:
+def _inferred(proto: onnx.ModelProto, bound: dict[str, list[int]] | None, where: str, ours: bool) -> onnx.ModelProto:
     """``proto`` with functions inlined, inputs bound and shapes inferred, by a guarded child. Spoils it if ``ours``."""
     import onnx as onnx_
 
@@ -287,8 +293,8 @@ def _strip(t: onnx.TensorProto) -> None:
     many = len(t.dims) > MAX_RANK or any(d > MAX_DIM for d in t.dims) or math.prod(t.dims) > _STRIP_ABOVE
     if many or len(t.raw_data) > _STRIP_ABOVE:
         for f in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
-            t.ClearField(f)  # type: ignore[arg-type]
-        t.data_location = 1  # EXTERNAL
+            t.ClearField(f)
+        t.data_location = t.EXTERNAL
         del t.external_data[:]
         entry = t.external_data.add()
         entry.key, entry.value = "location", "absent"
@@ -437,13 +443,20 @@ class _Builder:
         self.nodes.append(Node(name or (outputs[0] if outputs else op), op, ins, outputs, attrs))
 
     def _constant_attr(self, name: str, attrs: Mapping[str, Any]) -> None:
-        for key, dtype in (("value_int", "i64"), ("value_ints", "i64"), ("value_float", "f32"), ("value_floats", "f32")):
+        for key, dtype in (
+            ("value_int", "i64"),
+            ("value_ints", "i64"),
+            ("value_float", "f32"),
+            ("value_floats", "f32"),
+        ):
             if key in attrs:
                 try:
                     value = np.array(attrs[key], dtype=_NUMPY[dtype])
                 except (ValueError, TypeError, OverflowError):
                     raise FormatError(f"constant {name!r} has a {key} of another type", where=self.where) from None
-                self._define(Tensor(name, dtype, tuple(value.shape), True, value if value.size <= MAX_VALUE_ELEMENTS else None))
+                self._define(
+                    Tensor(name, dtype, tuple(value.shape), True, value if value.size <= MAX_VALUE_ELEMENTS else None)
+                )
                 return
         count = attrs.get("value_strings")
         self._define(Tensor(name, "str", (len(count),) if isinstance(count, tuple) else (), True))

@@ -95,7 +95,9 @@ def _weights(t: onnx.TensorProto, role: tuple[str, int], pool: Array, offset: in
     shape = tuple(t.dims)
     n = math.prod(shape)
     start = (offset * 7919) % pool.size
-    values = np.resize(np.roll(pool, -start) if n > pool.size - start else pool[start : start + n], n).astype(np.float32)
+    values: Array = np.resize(np.roll(pool, -start) if n > pool.size - start else pool[start : start + n], n).astype(
+        np.float32
+    )
     op, position = role
     if len(shape) <= 1:
         if op in ("BatchNormalization", "InstanceNormalization", "LayerNormalization") and position in (1, 4):
@@ -141,7 +143,10 @@ def _index_limits(graph: Graph) -> dict[str, int]:
     source = {name: name for name in graph.inputs}
     limits: dict[str, int] = {}
     for node in graph.nodes:
-        if node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Expand") and node.inputs[0] in source:
+        if (
+            node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Expand")
+            and node.inputs[0] in source
+        ):
             source[node.outputs[0]] = source[node.inputs[0]]
         elif node.op_type in ("Gather", "GatherElements") and node.inputs[1] in source:
             table = graph.tensors[node.inputs[0]].shape
@@ -183,7 +188,9 @@ def write_onnx(graph: Graph) -> bytes:
         domain, _, op = node.op_type.rpartition(":")
         n = g.node.add(name=node.name, op_type=op, domain=domain, input=node.inputs, output=node.outputs)
         n.attribute.extend(
-            helper.make_attribute(k, v) for k, v in sorted(node.attrs.items()) if k not in _NOT_WRITTEN and v is not None
+            helper.make_attribute(k, v)
+            for k, v in sorted(node.attrs.items())
+            if k not in _NOT_WRITTEN and v is not None
         )
     for where, names in (
         (g.input, graph.inputs),

@@ -245,7 +245,10 @@ def aspp(b: Builder, rng: Rng, x: str) -> str:
     n, c, h, w = b.shape(x)
     out = near(rng, min(c, 256), 0.5, 1.2)
     rates = [(6, 12, 18), (12, 24, 36), (2, 4, 8), (3, 6, 9)][int(rng.integers(4))]
-    feats = [b.conv(x, out, 1, act="relu"), *(b.conv(x, out, 3, dilation=r, act="relu") for r in rates[: pick(rng, 1, 2, 3)])]
+    feats = [
+        b.conv(x, out, 1, act="relu"),
+        *(b.conv(x, out, 3, dilation=r, act="relu") for r in rates[: pick(rng, 1, 2, 3)]),
+    ]
     if rng.random() < 0.6:
         feats.append(b.resize(b.conv(b.mean_hw(x), out, 1, act="relu"), h, w))
     return b.conv(b.concat(feats), out, 1, act="relu")

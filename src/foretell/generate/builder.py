@@ -48,7 +48,7 @@ class Builder:
     def const(self, value: Any, dtype: str = "i64") -> str:
         """A small constant with its value."""
         kind = {"i64": np.int64, "f32": np.float32, "bool": np.bool_}[dtype]
-        array = np.asarray(value, dtype=kind)
+        array: np.ndarray[Any, Any] = np.asarray(value, dtype=kind)
         name = f"c{len(self._tensors)}"
         self._tensors[name] = Tensor(name, dtype, tuple(array.shape), True, array)
         return name
@@ -194,7 +194,7 @@ class Builder:
 
     def resize(self, x: str, height: int, width: int, mode: str = "linear") -> str:
         n, c = self.shape(x)[:2]
-        extra = (
+        extra: dict[str, Any] = (
             {"coordinate_transformation_mode": "half_pixel"}
             if mode == "linear"
             else {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

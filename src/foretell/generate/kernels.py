@@ -71,7 +71,11 @@ def projection(b: Builder, rng: Rng) -> None:
 
 
 def attention_product(b: Builder, rng: Rng) -> None:
-    h, t, d = pick(rng, 1, 2, 3, 4, 6, 8, 12, 16, 64), pick(rng, 16, 49, 64, 77, 128, 196, 197, 256), pick(rng, 16, 32, 64, 64, 80)
+    h, t, d = (
+        pick(rng, 1, 2, 3, 4, 6, 8, 12, 16, 64),
+        pick(rng, 16, 49, 64, 77, 128, 196, 197, 256),
+        pick(rng, 16, 32, 64, 64, 80),
+    )
     q, k = b.input((1, h, t, d)), b.input((1, h, d, t) if rng.random() < 0.7 else (1, h, t, d))
     if b.shape(k)[2] != d or t == d:
         k = b.transpose(k, 0, 1, 3, 2)
@@ -97,13 +101,28 @@ def activation(b: Builder, rng: Rng) -> None:
     else:
         s = _size(rng)
         x = b.input((1, channels(rng, 8, 512), s, s))
-    kinds = ("relu", "gelu", "gelu", "silu", "hswish", "sigmoid", "tanh", "gelu_tanh", "quick_gelu", "hsigmoid", "leaky", "relu6")
+    kinds = (
+        "relu",
+        "gelu",
+        "gelu",
+        "silu",
+        "hswish",
+        "sigmoid",
+        "tanh",
+        "gelu_tanh",
+        "quick_gelu",
+        "hsigmoid",
+        "leaky",
+        "relu6",
+    )
     b.act(x, kinds[int(rng.integers(len(kinds)))])
 
 
 def elementwise(b: Builder, rng: Rng) -> None:
     s = _size(rng)
-    shape = (1, channels(rng, 8, 768), s, s) if rng.random() < 0.5 else (1, _log(rng, 16, 1024), channels(rng, 32, 2048))
+    shape = (
+        (1, channels(rng, 8, 768), s, s) if rng.random() < 0.5 else (1, _log(rng, 16, 1024), channels(rng, 32, 2048))
+    )
     x = b.input(shape)
     ops = ("Add", "Add", "Mul", "Mul", "Sub", "Div")
     kind = rng.random()

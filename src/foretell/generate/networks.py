@@ -125,7 +125,11 @@ def transformer(b: Builder, rng: Rng, scale: float) -> None:
     x = b.layer_norm(x)
     kind = rng.random()
     if kind < 0.5:
-        pooled = b.op("ReduceMean", [x, b.const([1])], keepdims=0) if kind < 0.25 else b.op("Gather", [x, b.const(0)], axis=1)
+        pooled = (
+            b.op("ReduceMean", [x, b.const([1])], keepdims=0)
+            if kind < 0.25
+            else b.op("Gather", [x, b.const(0)], axis=1)
+        )
         b.output(b.linear(pooled, pick(rng, 10, 1000)))
     elif kind < 0.6:
         b.output(b.linear(x, pick(rng, 512, 2000, 4000)))

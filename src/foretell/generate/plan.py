@@ -17,7 +17,13 @@ from foretell.generate.networks import SPACES, network
 from foretell.graph.ir import Graph
 
 # Shares of the device time. Micro-kernels are few: kernels timed in situ teach more for the same minutes.
-MIX: tuple[tuple[str, float], ...] = (("cnn", 0.5), ("transformer", 0.24), ("hybrid", 0.1), ("kernels", 0.12), ("sweep", 0.04))
+MIX: tuple[tuple[str, float], ...] = (
+    ("cnn", 0.5),
+    ("transformer", 0.24),
+    ("hybrid", 0.1),
+    ("kernels", 0.12),
+    ("sweep", 0.04),
+)
 SECONDS_PER_ENTRY = 2.0  # three processes of a small network on one core, measured
 
 
@@ -43,7 +49,9 @@ class Entry:
         raise UsageError(f"no space called {self.space!r}", try_="one of " + ", ".join((*SPACES, "kernels", "sweep")))
 
 
-def make_plan(minutes: float, *, workers: int = 1, seed: int = 0, mix: Sequence[tuple[str, float]] = MIX) -> list[Entry]:
+def make_plan(
+    minutes: float, *, workers: int = 1, seed: int = 0, mix: Sequence[tuple[str, float]] = MIX
+) -> list[Entry]:
     """Entries for ``minutes`` of wall-clock time on ``workers`` cores. The campaign stops at the budget, so the plan
     is a third longer than expected to fit."""
     if minutes <= 0:

@@ -33,18 +33,18 @@ def check(graph: Graph) -> Graph:
             raise FormatError(f"graph input {name!r} has no type", where=graph.name)
         defined.add(name)
     for node in graph.nodes:
-        for t in node.inputs:
-            if t and t not in defined:
-                raise FormatError(f"node {node.name!r} reads {t!r} before anything writes it", where=graph.name)
-        for t in node.outputs:
-            if not t:
+        for name in node.inputs:
+            if name and name not in defined:
+                raise FormatError(f"node {node.name!r} reads {name!r} before anything writes it", where=graph.name)
+        for name in node.outputs:
+            if not name:
                 continue
-            if t in defined:
-                raise FormatError(f"tensor {t!r} is written twice (node {node.name!r})", where=graph.name)
-            if t not in graph.tensors:
-                raise ShapeError(f"tensor {t!r} has no shape", where=graph.name)
-            defined.add(t)
-    for t in graph.outputs:
-        if t not in defined:
-            raise FormatError(f"graph output {t!r} is never written", where=graph.name)
+            if name in defined:
+                raise FormatError(f"tensor {name!r} is written twice (node {node.name!r})", where=graph.name)
+            if name not in graph.tensors:
+                raise ShapeError(f"tensor {name!r} has no shape", where=graph.name)
+            defined.add(name)
+    for name in graph.outputs:
+        if name not in defined:
+            raise FormatError(f"graph output {name!r} is never written", where=graph.name)
     return graph

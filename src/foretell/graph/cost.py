@@ -62,7 +62,13 @@ def node_cost(v: View, op: OpType) -> tuple[float, float, float, float, float]:
         in_bytes = weights = 0
     elif op.traffic == "moved":
         in_bytes, weights = min(out_bytes, in_bytes + weights), 0
-    return (max(macs, 0.0) if math.isfinite(macs) and macs < _MOST else 0.0), work, float(in_bytes), float(out_bytes), float(weights)
+    return (
+        (max(macs, 0.0) if math.isfinite(macs) and macs < _MOST else 0.0),
+        work,
+        float(in_bytes),
+        float(out_bytes),
+        float(weights),
+    )
 
 
 def cost(graph: Graph) -> Cost:
@@ -77,7 +83,7 @@ def cost(graph: Graph) -> Cost:
         if op is UNKNOWN:
             unknown[node.op_type] = None
         rows[i] = node_cost(View(node, graph.tensors), op)
-    return Cost(*(rows[:, k] for k in range(5)), unknown=tuple(unknown))
+    return Cost(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4], tuple(unknown))
 
 
 def macs(graph: Graph) -> int:

@@ -33,7 +33,13 @@ def memory_use(graph: Graph) -> MemoryUse:
     root: dict[str, str] = {}
     folded = graph.constant_nodes
     for i, node in enumerate(graph.nodes):
-        if i not in folded and op_type(node.op_type).traffic == "view" and node.outputs and node.inputs and node.inputs[0]:
+        if (
+            i not in folded
+            and op_type(node.op_type).traffic == "view"
+            and node.outputs
+            and node.inputs
+            and node.inputs[0]
+        ):
             root[node.outputs[0]] = root.get(node.inputs[0], node.inputs[0])
 
     last: dict[str, int] = {}

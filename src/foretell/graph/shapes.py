@@ -185,9 +185,7 @@ def matmul_shape(a: Shape, b: Shape) -> Shape:
 
 
 def _matmul_at(a: int, b: int, dtype: str | int) -> ShapeFn:
-    return lambda v: [
-        (matmul_shape(v.shape(a), v.shape(b)), dtype if isinstance(dtype, str) else v.dtype(dtype))
-    ]
+    return lambda v: [(matmul_shape(v.shape(a), v.shape(b)), dtype if isinstance(dtype, str) else v.dtype(dtype))]
 
 
 matmul = _matmul_at(0, 1, 0)

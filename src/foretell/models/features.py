@@ -69,19 +69,15 @@ def _log(x: float) -> float:
 
 def effective_taps(size_in: int, size_out: int, kernel: int, stride: int, dilation: int, pad: int) -> float:
     """Mean number of taps of a 1-d window that fall on real input rather than on padding."""
-    if pad == 0 or kernel == 1:
+    if pad == 0:
         return float(kernel)
     # Tap k reads position o * stride - pad + k * dilation: count the outputs for which it lies inside.
     total = 0
     for k in range(kernel):
         offset = k * dilation - pad
-        first = -(offset // stride) if offset < 0 else 0
-        if offset < 0 and (-offset) % stride == 0:
-            first = (-offset) // stride
-        elif offset < 0:
-            first = (-offset) // stride + 1
-        last = (size_in - 1 - offset) // stride
-        total += max(0, min(size_out - 1, last) - first + 1)
+        first = max(0, -(offset // stride))
+        last = min(size_out - 1, (size_in - 1 - offset) // stride)
+        total += max(0, last - first + 1)
     return total / max(size_out, 1)
 
 
@@ -327,7 +323,11 @@ class Lowering:
             axis = int(v.attr("axis", 0))
             if node.op_type == "Slice" and v.has(3):
                 axes = v.ins[3]
-                axis = int(axes.value.reshape(-1)[0]) if axes is not None and axes.value is not None and axes.value.size else 0
+                axis = (
+                    int(axes.value.reshape(-1)[0])
+                    if axes is not None and axes.value is not None and axes.value.size
+                    else 0
+                )
             axis += len(xs) if axis < 0 else 0
             inner = float(math.prod(ys[axis:]))
             rows = float(math.prod(ys[:axis]))

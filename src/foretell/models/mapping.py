@@ -272,7 +272,9 @@ class MappingModel:
             names = set(data["forests"])
             return cls(
                 rules=dict(rules),
-                placement=Forest.from_arrays(arrays, "mapping.placement", PLACEMENT_FEATURES) if "placement" in names else None,
+                placement=Forest.from_arrays(arrays, "mapping.placement", PLACEMENT_FEATURES)
+                if "placement" in names
+                else None,
                 direct=Forest.from_arrays(arrays, "mapping.direct", PLACEMENT_FEATURES) if "direct" in names else None,
                 follows={str(k): bool(v) for k, v in data["follows"].items()},
                 to_blocked=str(data["to_blocked"]),
@@ -331,7 +333,14 @@ def _follow_key(graph: Graph, i: int, blocked: Mapping[str, bool]) -> str:
     if len(ins) > 1:
         alone = [len(graph.consumers.get(t, ())) == 1 and t not in graph.outputs for t in ins]
         made = [p is not None and _is_placed(graph.nodes[p]) for p in (graph.producer.get(t) for t in ins)]
-        parts.append("+".join(sorted(f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}" for f, m, a in zip(flags, made, alone, strict=True))[:4]))
+        parts.append(
+            "+".join(
+                sorted(
+                    f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}"
+                    for f, m, a in zip(flags, made, alone, strict=True)
+                )[:4]
+            )
+        )
     return "|".join(parts)
 
 

@@ -1,7 +1,8 @@
 """Peak memory of one inference: lifetimes of the tensors between kernels, laid out as the runtime's allocator does.
 
-Three things add up: what the target packs of its weights into working memory (a share of the constants of each layer
-type, learned), the buffers that are alive at once, and what the allocator wastes. Two allocators are simulated:
+Three things add up: what the target packs of its weights into working memory, the buffers that are alive at once, and
+what the allocator wastes. Which layer types pack their constants, which write into the buffer of a dying input, and
+which take a scratch buffer as large as their output, is learned from measured peaks. Two allocators are simulated:
 
 - ``exact``: the sum of the live buffers, rounded to 256 bytes;
 - ``arena``: a best-fit arena with coalescing whose regions double in size and whose chunks are split only when twice
@@ -31,6 +32,8 @@ from foretell.records import Measurement
 Array = np.ndarray[Any, Any]
 _ALIGN = 256
 _FIRST_REGION = 2**20
+_MOST_ROWS = 400  # measurements to learn from: what is learned is yes or no a layer type
+_ROUNDS = 2
 _BLOCK = 16  # channels of the blocked layout
 # Kernels that may write into the buffer of an input that dies with them.
 _IN_PLACE = frozenset(("activation", "elementwise"))
@@ -131,20 +134,32 @@ class _Offsets:
         self._live.remove(block)
 
 
-Event = tuple[bool, int, int, bool]  # (allocate, buffer number, bytes, is an output of the graph)
+# (allocate, buffer number, bytes, kind); a scratch buffer is freed at once
+Event = tuple[bool, int, int, int]
+PLAIN, OUTPUT, SCRATCH = 0, 1, 2
 
 
-def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
+@dataclass(frozen=True)
+class Habits:
+    """Layer types (kernel labels) that do otherwise than assumed."""
+
+    scratch: frozenset[str] = frozenset()  # take a scratch buffer as large as their output
+    flipped: frozenset[str] = frozenset()  # write in place where it is not assumed, or the other way round
+
+
+def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) -> list[Event]:
     """Allocations and frees of the buffers between kernels, in order of execution.
 
     Views share their input's buffer; an element-wise kernel, and a convolution that adds a second input, take over an
     input of the same size that dies with it; a dead buffer of the same shape is used again before a new one is made.
     """
     kernels = lowered.kernels
+    habits = habits or Habits()
     blocked: dict[str, bool] = {}
     reads: list[list[str]] = []
     writes: list[list[str]] = []
     views: list[str] = []
+    main_input: list[str] = []  # what a convolution reads and cannot write over
     conversions: dict[tuple[str, bool], str] = {}
     for kernel in kernels:
         if not kernel.nodes:
@@ -154,6 +169,7 @@ def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
             reads.append([kernel.tensor])
             writes.append([name])
             views.append("")
+            main_input.append("")
             continue
         inside = {t for n in kernel.nodes for t in graph.nodes[n].outputs}
         ins: dict[str, None] = {}
@@ -170,7 +186,11 @@ def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
         writes.append(outs or [graph.nodes[kernel.nodes[-1]].outputs[0]])
         kinds = {op_type(graph.nodes[n].op_type).category for n in kernel.nodes}
         sums = len(kernel.nodes) > 1 and "conv" in kinds and len(ins) > 1
-        views.append("view" if kinds == {"view"} else "in_place" if kinds <= _IN_PLACE or sums else "")
+        conv = next((n for n in kernel.nodes if op_type(graph.nodes[n].op_type).category == "conv"), None)
+        source = graph.nodes[conv].inputs[0] if conv is not None else ""
+        main_input.append(conversions.get((source, kernel.blocked), source))
+        in_place = (kinds <= _IN_PLACE or sums) != (kernel.label in habits.flipped)
+        views.append("view" if kinds == {"view"} else "in_place" if in_place else "")
     last = {t: i for i, r in enumerate(reads) for t in r}
 
     def size_of(name: str) -> int:
@@ -201,7 +221,15 @@ def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
                 continue
             if views[i] == "in_place" and t not in outputs:
                 donor = next(
-                    (s for s in reads[i] if s in buffer and last.get(s) == i and users[buffer[s]] == 1 and sizes[buffer[s]] == size),
+                    (
+                        s
+                        for s in reads[i]
+                        if s in buffer
+                        and s != main_input[i]
+                        and last.get(s) == i
+                        and users[buffer[s]] == 1
+                        and sizes[buffer[s]] == size
+                    ),
                     None,
                 )
                 if donor is not None:
@@ -220,8 +248,10 @@ def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
             buffer[t] = count
             users[count] = 1
             sizes[count], shapes[count] = size, shape
-            events.append((True, count, size, t in outputs))
+            events.append((True, count, size, OUTPUT if t in outputs else PLAIN))
             count += 1
+        if kernels[i].label in habits.scratch and kernels[i].nodes:
+            events.append((True, -1, sum(size_of(t) for t in writes[i]), SCRATCH))
         for t in (*reads[i], *(t for t in writes[i] if t not in last and t not in outputs)):
             if (last.get(t, i) == i) and t in buffer and t not in outputs and t not in owned:
                 b = buffer[t]
@@ -234,10 +264,10 @@ def buffer_events(graph: Graph, lowered: Lowered) -> list[Event]:
     at = 0
     for position, event in enumerate(events):
         while at < len(frees) and frees[at][0] <= position:
-            out.append((False, frees[at][1], 0, False))
+            out.append((False, frees[at][1], 0, PLAIN))
             at += 1
         out.append(event)
-    out.extend((False, b, 0, False) for _, b in frees[at:])
+    out.extend((False, b, 0, PLAIN) for _, b in frees[at:])
     return out
 
 
@@ -245,8 +275,10 @@ def exact_peak(events: Sequence[Event]) -> int:
     """Largest sum of live buffers."""
     alive: dict[int, int] = {}
     now = peak = 0
-    for allocate, b, size, _ in events:
-        if allocate:
+    for allocate, b, size, kind in events:
+        if kind == SCRATCH:
+            peak = max(peak, now + _round(size))
+        elif allocate:
             alive[b] = _round(size)
             now += alive[b]
             peak = max(peak, now)
@@ -259,8 +291,10 @@ def arena_peak(events: Sequence[Event]) -> int:
     """Largest number of bytes that the arena hands out over the first and a later inference."""
     arena = Arena()
     held: dict[int, int] = {}
-    for allocate, b, size, _ in events:
-        if allocate:
+    for allocate, b, size, kind in events:
+        if kind == SCRATCH:
+            arena.free(arena.allocate(size))
+        elif allocate:
             held[b] = arena.allocate(size)
         elif b in held:
             arena.free(held.pop(b))
@@ -268,8 +302,8 @@ def arena_peak(events: Sequence[Event]) -> int:
         arena.free(start)
     layout = _Offsets()
     placed: dict[int, tuple[int, int]] = {}
-    for allocate, b, size, is_output in events:
-        if is_output:
+    for allocate, b, size, kind in events:
+        if kind != PLAIN:
             continue
         if allocate:
             placed[b] = layout.allocate(size)
@@ -277,8 +311,10 @@ def arena_peak(events: Sequence[Event]) -> int:
             layout.free(placed.pop(b))
     if layout.size:
         arena.allocate(layout.size)
-    for allocate, _, size, is_output in events:
-        if allocate and is_output:
+    for allocate, _, size, kind in events:
+        if kind == SCRATCH:
+            arena.free(arena.allocate(size))
+        elif allocate and kind == OUTPUT:
             arena.allocate(size)
     return arena.peak
 
@@ -292,48 +328,48 @@ class MemoryModel:
 
     allocator: str = "arena"
     packed_: dict[str, float] = field(default_factory=dict)
+    habits_: Habits = field(default_factory=Habits)
     ratio_: float = 1.0
     held_ratio_: list[float] = field(default_factory=list)
 
     @classmethod
     def fit(cls, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> MemoryModel | None:
         """Learn from measurements that have a peak and kernels; None if there are fewer than eight."""
-        used = [(m, g) for m, g in zip(rows, graphs, strict=True) if m.peak_memory_bytes and m.kernels]
+        used = [(m, g) for m, g in zip(rows, graphs, strict=True) if m.peak_memory_bytes and m.kernels][:_MOST_ROWS]
         if len(used) < 8:
             return None
-        lowered = [lower_measured(g, m) for m, g in used]
-        weights = [_weights_by_group(g, low) for (_, g), low in zip(used, lowered, strict=True)]
-        peak = np.array([m.peak_memory_bytes for m, _ in used], float)
-        events = [buffer_events(g, low) for (_, g), low in zip(used, lowered, strict=True)]
-        best: MemoryModel | None = None
-        best_error = np.inf
-        for allocator, simulate in _PEAKS.items():
-            live = np.array([simulate(e) for e in events], float)
-            packed = _packed_shares(weights, peak - live, peak)
-            total = live + np.array([sum(packed.get(g, 0.0) * b for g, b in w.items()) for w in weights])
-            log_ratio = np.log(peak / np.maximum(total, 1.0))
-            error = float(np.mean(np.abs(log_ratio)))
-            if error < best_error:
-                ratio = float(np.exp(np.median(log_ratio)))
-                held = [float(r - np.log(ratio)) for r in log_ratio]
-                best, best_error = cls(allocator, packed, ratio, held), error
-        return best
+        fit = _MemoryFit(
+            [g for _, g in used],
+            [lower_measured(g, m) for m, g in used],
+            np.array([m.peak_memory_bytes for m, _ in used], float),
+        )
+        best = min((fit.allocator(name) for name in _PEAKS), key=lambda found: found[0])
+        _, model = best
+        return model
 
     def predict(self, graph: Graph, lowered: Lowered) -> float:
         """Peak bytes of one inference of ``graph`` as mapped in ``lowered``."""
-        live = _PEAKS[self.allocator](buffer_events(graph, lowered))
+        live = _PEAKS[self.allocator](buffer_events(graph, lowered, self.habits_))
         packed = sum(self.packed_.get(g, 0.0) * b for g, b in _weights_by_group(graph, lowered).items())
         return (live + packed) * self.ratio_
 
     def state(self) -> dict[str, Any]:
         """JSON-able values."""
-        return {"allocator": self.allocator, "packed": self.packed_, "ratio": self.ratio_}
+        return {
+            "allocator": self.allocator,
+            "packed": self.packed_,
+            "scratch": sorted(self.habits_.scratch),
+            "flipped": sorted(self.habits_.flipped),
+            "ratio": self.ratio_,
+        }
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> MemoryModel:
         """Inverse of :meth:`state`. Raises PredictorError on malformed or impossible values."""
         try:
-            model = cls(str(data["allocator"]), {str(g): float(v) for g, v in data["packed"].items()}, float(data["ratio"]))
+            model = cls(
+                str(data["allocator"]), {str(g): float(v) for g, v in data["packed"].items()}, float(data["ratio"])
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PredictorError(f"is malformed ({type(e).__name__})", where="memory") from None
         numbers = [*model.packed_.values(), model.ratio_]
@@ -357,28 +393,75 @@ def _weights_by_group(graph: Graph, lowered: Lowered) -> Counter[str]:
     return out
 
 
-def _packed_shares(weights: Sequence[Counter[str]], rest: Array, peak: Array) -> dict[str, float]:
-    """Share of each layer type's constants that explains ``rest``: least relative squares, then snapped to 0 or 1.
+class _MemoryFit:
+    """Searches for what explains measured peaks: which layer types pack constants, work in place, take scratch.
 
-    A runtime packs all of a layer type or nothing of it; what the fit leaves between is chance.
+    A runtime does each for all of a layer type or for none of it, so the search is over yes and no: one layer type is
+    changed at a time, and the change is kept if the networks that hold it are explained better.
     """
-    groups = sorted({g for w in weights for g in w})
-    if not groups:
-        return {}
-    chosen = dict.fromkeys(groups, 0.0)
 
-    def error(shares: Mapping[str, float]) -> float:
-        left = rest - np.array([sum(shares[g] * b for g, b in w.items()) for w in weights])
-        return float(np.mean(np.minimum(np.abs(left) / peak, 0.5)))
+    def __init__(self, graphs: Sequence[Graph], lowered: Sequence[Lowered], peak: Array) -> None:
+        self.graphs, self.lowered, self.peak = graphs, lowered, peak
+        self.weights = [_weights_by_group(g, low) for g, low in zip(graphs, lowered, strict=True)]
+        self.holders: dict[str, list[int]] = {}
+        for i, low in enumerate(lowered):
+            for label in {k.label for k in low.kernels if k.nodes}:
+                self.holders.setdefault(label, []).append(i)
 
-    best = error(chosen)
-    for _ in range(3):
-        before = best
-        for g in groups:
-            trial = {**chosen, g: 1.0 - chosen[g]}
-            e = error(trial)
-            if e < best:
-                best, chosen = e, trial
-        if best >= before:
-            break
-    return {g: v for g, v in chosen.items() if v}
+    def allocator(self, name: str) -> tuple[float, MemoryModel]:
+        """(error, model) of the best explanation with one allocator."""
+        simulate = _PEAKS[name]
+        habits = Habits()
+
+        def live_of(at: Sequence[int], habits: Habits) -> Array:
+            return np.array([simulate(buffer_events(self.graphs[i], self.lowered[i], habits)) for i in at], float)
+
+        everything = range(len(self.graphs))
+        live = live_of(everything, habits)
+        packed: dict[str, float] = {}
+        for _ in range(_ROUNDS):
+            packed = self._packed(live)
+            extra = np.array([sum(packed.get(g, 0.0) * b for g, b in w.items()) for w in self.weights])
+            for label in sorted(self.holders, key=lambda g: -len(self.holders[g])):
+                at = self.holders[label]
+                if len(at) < 3:
+                    continue
+                index = np.array(at)
+                for change in (
+                    Habits(habits.scratch ^ {label}, habits.flipped),
+                    Habits(habits.scratch, habits.flipped ^ {label}),
+                ):
+                    trial = live_of(at, change)
+                    before = self._error(live[index] + extra[index], index)
+                    if self._error(trial + extra[index], index) < before * 0.98 - 1e-5:
+                        habits = change
+                        live[index] = trial
+        packed = self._packed(live)
+        extra = np.array([sum(packed.get(g, 0.0) * b for g, b in w.items()) for w in self.weights])
+        log_ratio = np.log(self.peak / np.maximum(live + extra, 1.0))
+        ratio = float(np.exp(np.median(log_ratio)))
+        held = [float(r - np.log(ratio)) for r in log_ratio]
+        return float(np.mean(np.abs(held))), MemoryModel(name, packed, habits, ratio, held)
+
+    def _error(self, total: Array, index: Array) -> float:
+        return float(np.mean(np.minimum(np.abs(np.log(self.peak[index] / np.maximum(total, 1.0))), 0.3)))
+
+    def _packed(self, live: Array) -> dict[str, float]:
+        """Layer types whose constants, packed, explain what ``live`` leaves."""
+        groups = sorted({g for w in self.weights for g in w})
+        table = np.array([[w.get(g, 0) for g in groups] for w in self.weights], float).reshape(len(self.weights), -1)
+        chosen = np.zeros(len(groups))
+        index = np.arange(len(self.weights))
+        best = self._error(live + table @ chosen, index)
+        for _ in range(3):
+            before = best
+            for k in range(len(groups)):
+                chosen[k] = 1.0 - chosen[k]
+                e = self._error(live + table @ chosen, index)
+                if e < best * 0.995 - 1e-5:
+                    best = e
+                else:
+                    chosen[k] = 1.0 - chosen[k]
+            if best >= before:
+                break
+        return {g: 1.0 for g, c in zip(groups, chosen, strict=True) if c}

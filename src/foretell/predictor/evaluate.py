@@ -96,7 +96,7 @@ def folds(groups: Sequence[str], count: int, seed: int = 0) -> Array:
     names = sorted(set(groups))
     rng = np.random.default_rng(seed)
     rng.shuffle(names)
-    size = {g: 0 for g in names}
+    size = dict.fromkeys(names, 0)
     for g in groups:
         size[g] += 1
     load = [0] * count

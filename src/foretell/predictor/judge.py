@@ -46,10 +46,19 @@ def judge(
     measured = np.array([m.latency_s for m in rows], float)
     out: list[dict[str, Any]] = []
 
-    def add(metric: str, estimator: str, predicted: Array, truth: Array, bounds: list[tuple[float, float]] | None) -> None:
+    def add(
+        metric: str, estimator: str, predicted: Array, truth: Array, bounds: list[tuple[float, float]] | None
+    ) -> None:
         for part, at in parts.items():
             picked = [b for b, a in zip(bounds, at, strict=True) if a] if bounds is not None else None
-            out.append({"metric": metric, "estimator": estimator, "part": part, "score": score(predicted[at], truth[at], picked)})
+            out.append(
+                {
+                    "metric": metric,
+                    "estimator": estimator,
+                    "part": part,
+                    "score": score(predicted[at], truth[at], picked),
+                }
+            )
 
     for method in METHODS:
         predictions = predictor.predict_many(kept, method)

@@ -125,7 +125,9 @@ def _read(folder: Path) -> tuple[bytes, bytes]:
             files[name] = file.read_bytes()
         except OSError as e:
             raise PredictorError(
-                f"cannot be read: {e.strerror}", where=f"{folder.name}/{name}", try_="a folder that foretell build wrote"
+                f"cannot be read: {e.strerror}",
+                where=f"{folder.name}/{name}",
+                try_="a folder that foretell build wrote",
             ) from None
     listed: dict[str, str] = {}
     for line in files[SUMS].decode("ascii", errors="replace").splitlines():
@@ -154,14 +156,17 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predic
     codes = manifest["op_codes"]
     if any(OP_CODE.get(k) != v for k, v in codes.items()):
         raise PredictorError("numbers op types otherwise than this foretell", where="op_codes", try_="rebuild it")
-    target = Target(**{k: (int(v) if k == "threads" else str(v)) for k, v in manifest["target"].items()})
+    t = manifest["target"]
+    target = Target(str(t["name"]), str(t["backend"]), str(t["precision"]), int(t["threads"]), str(t["device"]))
     layers = {name: LAYER_MODELS[name].restore(manifest["layers"][name], arrays) for name in LAYER_MODELS}
     networks = {}
     for name in manifest["networks"]:
         if name not in METHODS:
             raise PredictorError(f"names an unknown method {name!r}", where="networks")
         prefix = f"{name}."
-        networks[name] = NetworkModel.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        networks[name] = NetworkModel.restore(
+            {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        )
     blend = tuple(float(b) for b in manifest["blend"])
     if len(blend) != 3 or not np.isfinite(blend).all() or min(blend) < 0 or abs(sum(blend) - 1) > 1e-6:
         raise PredictorError(f"has impossible weights {blend}", where="blend")

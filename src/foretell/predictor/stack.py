@@ -275,7 +275,13 @@ class Predictor:
             if latency > 0 and away > 0.05 * latency:
                 warnings.append(f"{away / latency * 100:.0f} % of the time is in kernels outside what was measured")
             if e.coverage[i] < 0.95:
-                missing = sorted({g for g, f in zip(e.table.groups[at.start : at.stop], fitted[at.start : at.stop], strict=True) if not f})
+                missing = sorted(
+                    {
+                        g
+                        for g, f in zip(e.table.groups[at.start : at.stop], fitted[at.start : at.stop], strict=True)
+                        if not f
+                    }
+                )
                 warnings.append(
                     f"{(1 - e.coverage[i]) * 100:.0f} % of the time rests on the roofline: no fitted model for "
                     + ", ".join(missing[:6])

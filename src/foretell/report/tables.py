@@ -76,7 +76,9 @@ def _rich(sheets: Sequence[Sheet]) -> None:
         if sheet.rows:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
             for k, title in enumerate(sheet.titles):
-                table.add_column(Text(title), justify="right" if k in sheet.right else "left", overflow="ellipsis", no_wrap=True)
+                table.add_column(
+                    Text(title), justify="right" if k in sheet.right else "left", overflow="ellipsis", no_wrap=True
+                )
             for row in sheet.rows:
                 table.add_row(*(Text(_plain(c)) for c in row))
             console.print(table)
