@@ -107,12 +107,12 @@ def load(target: str | os.PathLike[str]) -> Predictor:
                 f"no predictor called {text!r}",
                 try_=(", ".join(sorted(folders)) or "none is installed") + f"; or foretell build --target {text}",
             )
-    stamp = (folder / MANIFEST).stat().st_mtime_ns
-    return _cached(str(folder), stamp)
+    stamps = tuple(f.stat().st_mtime_ns for f in sorted(folder.iterdir()))
+    return _cached(str(folder), stamps)
 
 
 @lru_cache(maxsize=16)
-def _cached(folder: str, stamp: int) -> Predictor:
+def _cached(folder: str, stamps: tuple[int, ...]) -> Predictor:
     return _load_folder(folder)
 
 

@@ -54,10 +54,14 @@ class Settings:
 
 
 def default_cpus(threads: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of ``threads`` cores each, one a worker: single-thread runs on cores of their own do not disturb."""
+    """Groups of ``threads`` cores, one a worker, on half of the cores: the other half keeps the rest of the system off.
+
+    On a shared 2-core machine two workers made twice the rows at nearly twice the noise, and a worse predictor.
+    """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    groups = [tuple(cores[i : i + threads]) for i in range(0, len(cores) - threads + 1, threads)]
-    return tuple(groups) or (tuple(cores),)
+    cores.reverse()  # the first cores serve interrupts
+    count = max(1, len(cores) // (2 * threads))
+    return tuple(tuple(cores[i * threads : (i + 1) * threads]) for i in range(count))
 
 
 @lru_cache(maxsize=1)

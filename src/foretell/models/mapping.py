@@ -23,15 +23,15 @@ import numpy as np
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph, Node
 from foretell.graph.ops import op_type
-from foretell.models.features import Kernel
+from foretell.models.features import OP_CODE, Kernel
 from foretell.models.forest import Forest, train
 from foretell.records import ExecutedKernel
 
 Array = np.ndarray[Any, Any]
 Executed = tuple[Graph, Sequence[ExecutedKernel], Sequence[int]]
 _MAX_PATTERN = 24  # nodes
-PLACED = ("conv", "conv_transpose")  # categories whose layout depends on their own settings
-PLACEMENT_FEATURES = 12
+PLACED = ("conv", "conv_transpose", "pool")  # categories whose layout depends on their own settings
+PLACEMENT_FEATURES = 14
 _COUNTED = {"conv": 2, "conv_transpose": 2, "norm": 1, "reduce": 1, "resize": 1}
 
 
@@ -295,7 +295,15 @@ def _is_placed(node: Node) -> bool:
 
 
 def placement_row(graph: Graph, node: Node) -> list[float]:
-    """What decides whether a convolution runs blocked: channels and their alignment, group, kernel, rank."""
+    """What decides whether a convolution or a pooling runs blocked: channels and their alignment, group, kernel, rank."""
+    category = op_type(node.op_type).category
+    kind = [float(category == "conv_transpose"), float(category == "pool"), float(OP_CODE.get(node.op_type, 0))]
+    if category == "pool":
+        x = graph.tensors[node.inputs[0]]
+        c = float(x.shape[1]) if len(x.shape) > 1 else 0.0
+        kernel = node.attrs.get("kernel_shape") or (0,)
+        ceil = float(bool(node.attrs.get("ceil_mode", 0)))
+        return [c, c, 1.0, c % 4, c % 16, c % 4, c % 16, c % 16, float(kernel[0]), ceil, float(len(x.shape)), *kind]
     w = graph.tensors.get(node.inputs[3] if node.op_type == "QLinearConv" else node.inputs[1])
     if w is None or len(w.shape) < 3:
         return [0.0] * PLACEMENT_FEATURES
@@ -305,7 +313,7 @@ def placement_row(graph: Graph, node: Node) -> list[float]:
     kernel = float(w.shape[2])
     return [
         cin, cout, group, cin % 4, cin % 16, cout % 4, cout % 16, (cout / group) % 16, kernel, float(dilation[0]),
-        float(len(w.shape)), float(op_type(node.op_type).category == "conv_transpose"),
+        float(len(w.shape)), *kind,
     ]  # fmt: skip
 
 
@@ -327,7 +335,7 @@ def _follow_key(graph: Graph, i: int, blocked: Mapping[str, bool]) -> str:
     elif node.op_type in ("Resize", "Upsample"):
         parts.append(str(node.attrs.get("mode", "nearest")))
         parts.append(str(node.attrs.get("coordinate_transformation_mode", "half_pixel")))
-    elif op_type(node.op_type).category in ("pool", "norm"):
+    elif op_type(node.op_type).category == "norm":
         parts.append("fit" if all(len(s) > 1 and s[1] % 16 == 0 for s in shapes) else "loose")
     # An element-wise node is fused into the convolution before it, or not, by who else reads that convolution.
     if len(ins) > 1:
@@ -417,6 +425,8 @@ class _Matcher:
                 name += "[z]"  # exporters that set it keep runtimes from merging reshapes
             if i in self.blocked:
                 name += "[b]"
+            elif name == "Transpose" and self.producer.get(node.inputs[0], -1) in self.blocked:
+                name += f"[b{''.join(map(str, node.attrs.get('perm') or ()))}]"  # may be the conversion itself
             self._ops[i] = name
         return name
 

@@ -367,9 +367,9 @@ class MemoryModel:
     def restore(cls, data: Mapping[str, Any]) -> MemoryModel:
         """Inverse of :meth:`state`. Raises PredictorError on malformed or impossible values."""
         try:
-            model = cls(
-                str(data["allocator"]), {str(g): float(v) for g, v in data["packed"].items()}, float(data["ratio"])
-            )
+            habits = Habits(*(frozenset(str(g) for g in data[name]) for name in ("scratch", "flipped")))
+            packed = {str(g): float(v) for g, v in data["packed"].items()}
+            model = cls(str(data["allocator"]), packed, habits, float(data["ratio"]))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PredictorError(f"is malformed ({type(e).__name__})", where="memory") from None
         numbers = [*model.packed_.values(), model.ratio_]
