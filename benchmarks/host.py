@@ -69,9 +69,7 @@ def main() -> None:
         part = [m for m in store.measurements(a.target) if m.verdict != "failed"]
         measured += part
         graphs.update(graphs_of(store, part))
-    measured = protocol.correct_drift(measured)
-    seen: set[str] = set()
-    unique = [m for m in measured if not (m.graph in seen or seen.add(m.graph))]
+    unique = protocol.merge(protocol.correct_drift(measured))
     train = [m for m in unique if m.source == "generated"]
     test = [m for m in unique if m.source == "zoo" and m.verdict == "ok"]
     unstable = sum(m.verdict == "unstable" for m in unique)
@@ -154,8 +152,8 @@ def main() -> None:
             curve.append([minutes, None, None, None, None, "not measured"])
             continue
         start = time.perf_counter()
-        small = Predictor(train[0].target).fit(part, graphs)
-        seconds = time.perf_counter() - start
+        small = predictor if len(part) == len(train) else Predictor(train[0].target).fit(part, graphs)
+        seconds = fit_s if small is predictor else time.perf_counter() - start
         truth = [m.latency_s or 0.0 for m in test]
         for method in ("default", "refined_roofline"):
             s = score(small.latencies_s([graphs[m.graph] for m in test], method), truth)

@@ -56,7 +56,7 @@ def candidates(count: int) -> list[object]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--target", default="ort-f32-1t")
-    arguments.add_argument("--graphs", type=int, default=200)
+    arguments.add_argument("--graphs", type=int, default=300)
     a = arguments.parse_args()
     predictor = api.load(a.target)
     found: list[tuple[str, float, str, str]] = []

@@ -18,7 +18,7 @@ from foretell.api import zoo_bytes, zoo_names
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, default_cpus, run_campaign
-from foretell.errors import FitError, ForetellError
+from foretell.errors import FitError
 from foretell.formats.onnx import read_onnx
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.plan import Entry, make_plan
@@ -59,7 +59,6 @@ class Built:
     predictor: Predictor
     rows: list[dict[str, Any]]
     noise_floor: float | None
-    failed: int
     wall_s: float
 
 
@@ -142,11 +141,12 @@ def graphs_of(store: Store, measurements: Sequence[Measurement]) -> dict[str, Gr
 def fit_and_judge(
     target: Target, train: Sequence[Measurement], test: Sequence[Measurement], graphs: dict[str, Graph], tell: Tell
 ) -> Built:
-    """Fit on ``train``, judge on ``test`` leave-family-out, then set the intervals on all of ``test``."""
+    """Fit on ``train``, judge on ``test`` leave-family-out, then set the intervals on all of ``test``.
+
+    The rows' drift is corrected already.
+    """
     start = time.monotonic()
     begun = time.monotonic()
-    corrected = protocol.correct_drift([*train, *test])
-    train, test = corrected[: len(train)], corrected[len(train) :]
 
     def report(what: str, share: float) -> None:
         passed = time.monotonic() - begun
@@ -178,8 +178,7 @@ def fit_and_judge(
         # A row's figure is a median of three processes: its noise is the noise of one over the root of three.
         noise_floor_percent=round((floor if floor is not None else (pair or 0.0) / 3**0.5) * 100, 2),
     )
-    failed = sum(m.verdict != "ok" for m in (*train, *test))
-    return Built(predictor, rows, predictor.card["noise_floor_percent"], failed, time.monotonic() - start)
+    return Built(predictor, rows, predictor.card["noise_floor_percent"], time.monotonic() - start)
 
 
 def worse_than_refined(rows: Sequence[dict[str, Any]]) -> bool:
@@ -192,9 +191,9 @@ def build(plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = F
     """The whole journey. Raises FitError for a predictor worse than the refined roofline unless ``force``."""
     measure_plan(store, plan, tell)
     rows = store.measurements(plan.target.name, plan.campaign)
-    train = [m for m in rows if m.source == "generated"]
-    test = [m for m in rows if m.source == "zoo"]
-    usable = [m for m in rows if m.verdict != "failed"]
+    usable = protocol.correct_drift([m for m in rows if m.verdict != "failed"])
+    train = [m for m in usable if m.source == "generated"]
+    test = [m for m in usable if m.source == "zoo"]
     built = fit_and_judge(plan.target, train, test, graphs_of(store, usable), tell)
     if worse_than_refined(built.rows) and not force:
         raise FitError(
@@ -230,6 +229,3 @@ def measure_models(
     rows = [m for m in store.measurements(target.name, campaign) if m.graph in keys]
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]
-
-
-__all__ = ["Built", "ForetellError", "Plan", "build", "measure_models", "plan_build"]

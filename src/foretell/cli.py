@@ -36,6 +36,15 @@ store_option = click.option(
 )
 
 
+stores_option = click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measurement store; several are merged  [default: in foretell's home]",
+)
+
+
 @click.group(context_settings=_CONTEXT, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="foretell")
 def app() -> None:
@@ -444,14 +453,14 @@ def measure(
 
 @app.command(epilog="Example:  foretell fit --target ort-f32-1t --store runs.sqlite --output my-predictor")
 @click.option("--target", default="ort-f32-1t", show_default=True, help="Target whose measurements to fit.")
-@store_option
+@stores_option
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
 )
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
-def fit(target: str, store: Path | None, output: Path | None, force: bool, quiet: bool, form: str) -> None:
+def fit(target: str, stores: tuple[Path, ...], output: Path | None, force: bool, quiet: bool, form: str) -> None:
     """Fit a predictor on measurements that a store already holds; judge it on its real networks."""
     from foretell import api
     from foretell import build as journey
@@ -460,7 +469,7 @@ def fit(target: str, store: Path | None, output: Path | None, force: bool, quiet
     from foretell.report.progress import ProgressLine
 
     name = api.ALIASES.get(target, target)
-    train, test, graphs = _measured(_store(store), name)
+    train, test, graphs = _measured(stores, name)
     if not train:
         raise FitError(f"the store holds no generated benchmark of {name}", try_="foretell build")
     with ProgressLine("fitting", quiet=quiet) as line:
@@ -475,23 +484,30 @@ def fit(target: str, store: Path | None, output: Path | None, force: bool, quiet
     tables.show(sheets, {**data, "folder": str(where), "card": built.predictor.card}, form)
 
 
-def _measured(store: Any, target: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """(generated, real, graphs) of a target's rows in a store."""
+def _measured(stores: tuple[Path, ...], target: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """(generated, real, graphs) of a target's rows, drift corrected, one row a graph."""
     from foretell import build as journey
+    from foretell.bench import protocol
 
-    rows = [m for m in store.measurements(target) if m.verdict != "failed"]
+    rows: list[Any] = []
+    graphs: dict[str, Any] = {}
+    for store in map(_store, stores or (None,)):
+        part = [m for m in store.measurements(target) if m.verdict != "failed"]
+        rows += part
+        graphs.update(journey.graphs_of(store, part))
+    rows = protocol.merge(protocol.correct_drift(rows))
     train = [m for m in rows if m.source == "generated"]
     test = [m for m in rows if m.source != "generated"]
-    return train, test, journey.graphs_of(store, rows)
+    return train, test, graphs
 
 
 @app.command(epilog="Example:  foretell evaluate --target ort-f32-1t --store runs.sqlite")
 @click.option(
     "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
 )
-@store_option
+@stores_option
 @format_option
-def evaluate(target: str, store: Path | None, form: str) -> None:
+def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
     """Judge a predictor on the real networks that a store holds, beside roofline, FLOPs and the noise floor."""
     from foretell import api
     from foretell.bench import protocol
@@ -500,7 +516,7 @@ def evaluate(target: str, store: Path | None, form: str) -> None:
     from foretell.report import tables
 
     predictor = api.load(target)
-    train, test, graphs = _measured(_store(store), predictor.target.name)
+    train, test, graphs = _measured(stores, predictor.target.name)
     rows = judge(predictor, train or test, test, graphs)
     if not rows:
         raise FitError(

@@ -151,6 +151,38 @@ def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
     return out
 
 
+def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One row a graph where several were made at different times: the processes of all of them count.
+
+    Correct the drift first. Kernel times are taken from the first row that is ok, scaled to the merged figure.
+    """
+    rows: dict[tuple[str, str], list[Measurement]] = {}
+    for m in measurements:
+        rows.setdefault((m.graph, m.target.name), []).append(m)
+    out = []
+    for group in rows.values():
+        good = [m for m in group if m.verdict == "ok" and m.latency_s]
+        if len(good) < 2:
+            out.append(good[0] if good else group[0])
+            continue
+        latencies = tuple(v for m in good for v in m.process_latency_s)
+        first, figure = good[0], float(np.median(latencies))
+        factor = figure / (first.latency_s or figure)
+        out.append(
+            replace(
+                first,
+                latency_s=figure,
+                process_latency_s=latencies,
+                process_started=tuple(t for m in good for t in m.process_started),
+                process_reference_s=tuple(r for m in good for r in m.process_reference_s),
+                noise=spread(latencies) / 2,
+                kernels=tuple(replace(k, latency_s=k.latency_s * factor) for k in first.kernels),
+                device_seconds=sum(m.device_seconds for m in good),
+            )
+        )
+    return out
+
+
 def noise_floor(measurements: Sequence[Measurement]) -> float | None:
     """A/A error: how far apart two measurements of the same thing are, as a share. None below six processes a row.
 

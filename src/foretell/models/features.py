@@ -61,6 +61,7 @@ class Lowered:
     work: Array
     traffic: Array
     primary: tuple[int, ...]  # index of the main node, -1 for a conversion
+    total_macs: int = 0  # nominal, of the whole graph
 
 
 def _log(x: float) -> float:
@@ -143,7 +144,9 @@ class Lowering:
                     written[t] = moved
         rows[:, COLUMN["net_weights"]] = _log(self.weight_bytes)
         rows[:, COLUMN["net_macs"]] = _log(float(macs.sum()))
-        return Lowered(tuple(kernels), rows, macs, work, traffic, tuple(primary))
+        folded = self.graph.constant_nodes
+        total = sum(self.cost(i)[0] for i in range(len(self.graph.nodes)) if i not in folded)
+        return Lowered(tuple(kernels), rows, macs, work, traffic, tuple(primary), int(total))
 
     def _reads(self, kernel: Kernel) -> list[str]:
         if not kernel.nodes:

@@ -116,8 +116,7 @@ class MappingModel:
                             dx.append(row)
                             dy.append(float(source not in converted))
                     else:
-                        key = _follow_key(graph, n, layout_of)
-                        if key:
+                        for key in _follow_keys(graph, n, layout_of):
                             follows[key][bool(k.layout)] += 1
         if any(y) and len(y) >= 8:
             self.placement = _classifier(x, y)
@@ -171,8 +170,8 @@ class MappingModel:
         for i, node in enumerate(graph.nodes):
             hit = placed.get(i)
             if hit is None:
-                key = _follow_key(graph, i, layout) if layout else ""
-                hit = bool(key) and self.follows.get(key, False)
+                keys = _follow_keys(graph, i, layout) if layout else ()
+                hit = next((self.follows[key] for key in keys if key in self.follows), False)
             if hit:
                 blocked.add(i)
                 for t in node.outputs:
@@ -317,13 +316,16 @@ def placement_row(graph: Graph, node: Node) -> list[float]:
     ]  # fmt: skip
 
 
-def _follow_key(graph: Graph, i: int, blocked: Mapping[str, bool]) -> str:
-    """Situation of a node with a blocked input: its op type, which inputs are blocked, whether their shapes agree."""
+def _follow_keys(graph: Graph, i: int, blocked: Mapping[str, bool]) -> tuple[str, ...]:
+    """Situation of a node with a blocked input, first in full, then without who else reads its inputs.
+
+    It holds the op type, which inputs are blocked, and whether their shapes agree.
+    """
     node = graph.nodes[i]
     ins = [t for t in node.inputs if t and not graph.tensors[t].const]
     flags = [blocked.get(t, False) for t in ins]
     if not any(flags):
-        return ""
+        return ()
     constant = any(t and graph.tensors[t].const and graph.tensors[t].elements > 1 for t in node.inputs)
     shapes = {graph.tensors[t].shape for t in ins}
     parts = [node.op_type, "all" if all(flags) else "some", "alike" if len(shapes) == 1 else "spread"]
@@ -337,19 +339,15 @@ def _follow_key(graph: Graph, i: int, blocked: Mapping[str, bool]) -> str:
         parts.append(str(node.attrs.get("coordinate_transformation_mode", "half_pixel")))
     elif op_type(node.op_type).category == "norm":
         parts.append("fit" if all(len(s) > 1 and s[1] % 16 == 0 for s in shapes) else "loose")
+    short = "|".join(parts)
+    if len(ins) < 2:
+        return (short,)
     # An element-wise node is fused into the convolution before it, or not, by who else reads that convolution.
-    if len(ins) > 1:
-        alone = [len(graph.consumers.get(t, ())) == 1 and t not in graph.outputs for t in ins]
-        made = [p is not None and _is_placed(graph.nodes[p]) for p in (graph.producer.get(t) for t in ins)]
-        parts.append(
-            "+".join(
-                sorted(
-                    f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}"
-                    for f, m, a in zip(flags, made, alone, strict=True)
-                )[:4]
-            )
-        )
-    return "|".join(parts)
+    alone = [len(graph.consumers.get(t, ())) == 1 and t not in graph.outputs for t in ins]
+    made = [p is not None and _is_placed(graph.nodes[p]) for p in (graph.producer.get(t) for t in ins)]
+    each = zip(flags, made, alone, strict=True)
+    readers = sorted(f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}" for f, m, a in each)
+    return f"{short}|{'+'.join(readers[:4])}", short
 
 
 def _default_label(node: Node) -> str:

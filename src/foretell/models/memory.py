@@ -32,7 +32,7 @@ from foretell.records import Measurement
 Array = np.ndarray[Any, Any]
 _ALIGN = 256
 _FIRST_REGION = 2**20
-_MOST_ROWS = 400  # measurements to learn from: what is learned is yes or no a layer type
+_MOST_ROWS = 500  # measurements to learn from: what is learned is yes or no a layer type
 _ROUNDS = 2
 _BLOCK = 16  # channels of the blocked layout
 # Kernels that may write into the buffer of an input that dies with them.
@@ -433,7 +433,7 @@ class _MemoryFit:
                 ):
                     trial = live_of(at, change)
                     before = self._error(live[index] + extra[index], index)
-                    if self._error(trial + extra[index], index) < before * 0.98 - 1e-5:
+                    if self._error(trial + extra[index], index) < before * 0.95 - 1e-5:
                         habits = change
                         live[index] = trial
         packed = self._packed(live)

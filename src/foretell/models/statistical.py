@@ -14,7 +14,7 @@ import numpy as np
 
 from foretell.errors import PredictorError
 from foretell.models.features import NAMES
-from foretell.models.forest import Forest, train
+from foretell.models.forest import Forest, ForestSet, train
 from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.table import Table
 
@@ -31,13 +31,15 @@ class Statistical:
     name = "statistical"
     base_type: type[Roofline] = Roofline
     hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
-    trees = 320
-    bags = 1
+    trees = 200
+    depth = 8
 
     def __init__(self) -> None:
         self.base_ = self.base_type()
         self.groups_: dict[str, int] = {}
         self.forests_: dict[str, Forest] = {}
+        self._set: ForestSet | None = None
+        self._number: dict[str, int] = {}
 
     def fit(self, table: Table, seconds: Array) -> Self:
         """Fit the base, then one forest for every common layer type and one for the rest together."""
@@ -59,7 +61,9 @@ class Statistical:
         # A network's error is the sum of its kernels', so a kernel counts by its time; the root keeps the many small.
         weight = np.sqrt(seconds)
         weight = np.minimum(weight, np.percentile(weight, 99))
-        return train(x, residual, weight / weight.mean(), trees=self.trees, feature_share=0.6)
+        return train(
+            x, residual, weight / weight.mean(), trees=self.trees, rate=0.08, depth=self.depth, feature_share=0.6
+        )
 
     def _inputs(self, table: Table) -> Array:
         x = np.column_stack([table.rows, np.array([self.groups_.get(g, 0) for g in table.groups], float)])
@@ -73,16 +77,17 @@ class Statistical:
         if not self.forests_:
             return seconds
         x = self._inputs(table)
-        index: dict[str, list[int]] = {}
-        for i, g in enumerate(table.groups):
-            if g in self.groups_:
-                index.setdefault(g if g in self.forests_ else "*", []).append(i)
-        for g, rows in index.items():
-            forest = self.forests_.get(g)
-            if forest is not None:
-                at = np.array(rows)
-                unique, inverse = _unique_rows(x[at])
-                seconds[at] *= np.exp(np.clip(forest.predict(unique), -5.0, 5.0))[inverse]
+        if self._set is None:
+            names = sorted(self.forests_)
+            self._set = ForestSet([self.forests_[g] for g in names])
+            self._number = {g: i for i, g in enumerate(names)}
+        rest = self._number.get("*", -1)
+        which = np.array([self._number.get(g, rest) if g in self.groups_ else -1 for g in table.groups], np.intp)
+        unique, first, inverse = _unique_rows(x)
+        use = which[first] >= 0
+        residual = np.zeros(len(first))
+        residual[use] = self._set.predict(unique[use], which[first][use])
+        seconds *= np.exp(np.clip(residual, -5.0, 5.0))[inverse]
         return seconds
 
     def known(self, table: Table) -> Array:
@@ -119,10 +124,11 @@ class Mixed(Statistical):
     hidden = ()
 
 
-def _unique_rows(x: Array) -> tuple[Array, Array]:
-    """Distinct rows and, for each row, which of them it is: networks repeat their kernels."""
-    if x.shape[0] < 2:
-        return x, np.arange(x.shape[0])
+def _unique_rows(x: Array) -> tuple[Array, Array, Array]:
+    """(distinct rows, where each stands first, which of them each row is): networks repeat their kernels."""
     keys = np.ascontiguousarray(x).view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).reshape(-1)
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return x[first], inverse.reshape(-1)
+    number: dict[Any, int] = {}
+    inverse = np.array([number.setdefault(k, len(number)) for k in keys.tolist()], np.intp)
+    first = np.full(len(number), -1, np.intp)
+    first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
+    return x[first], first, inverse

@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 
 from foretell.errors import FitError, UsageError
-from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
 from foretell.graph.ops import OPS
 from foretell.models.contract import LayerModel
@@ -295,7 +294,7 @@ class Predictor:
                     energy_j=None,
                     peak_memory_bytes=self._memory(graph, e.lowered[i]),
                     coverage=float(e.coverage[i]),
-                    macs=cost(graph).total_macs,
+                    macs=e.lowered[i].total_macs,
                     parameters=graph.parameters,
                     kernels=kernels,
                     warnings=tuple(warnings),
