@@ -286,7 +286,9 @@ def test_data_dependent_sizes_are_guessed_with_a_warning():
         *(node("Odd", [f"o{k}" if k else "x"], [f"o{k + 1}"], domain="d") for k in range(60)),
         node("Relu", ["o60"], ["y"]),
     ]  # fmt: skip
-    g = read_onnx(model(nodes, [("x", [3, 4, 5, 6])], [("t", None, TensorProto.INT64), ("z", [3, 4, 5, 6]), ("y", None)]))
+    g = read_onnx(
+        model(nodes, [("x", [3, 4, 5, 6])], [("t", None, TensorProto.INT64), ("z", [3, 4, 5, 6]), ("y", None)])
+    )
     assert g.tensors["i"].shape == (4, 1)
     assert g.tensors["y"].shape == (3, 4, 5, 6)
     assert any("depends on data" in w for w in g.warnings)

@@ -125,27 +125,28 @@ def test_forest_equals_lightgbm():
 
 def test_forest_refuses_bad_arrays():
     x = np.random.default_rng(0).standard_normal((100, 3))
-    good = train(x, x[:, 0], trees=5).arrays("f")
-    assert Forest.from_arrays(good, "f", 3).depth > 0
+    forest = train(x, x[:, 0], trees=5)
+    good = forest.arrays("f")
+    again = Forest.from_arrays(good, "f", 3)
+    assert np.array_equal(again.predict(x), forest.predict(x))
     n = good["f.feature"].size
     cases = {
-        "f.left": np.full(n, n, np.int32),
-        "f.right": np.zeros(n, np.int32),
-        "f.feature": np.full(n, 3, np.int32),
-        "f.value": np.full(n, np.nan),
-        "f.threshold": good["f.threshold"][:-1],
+        "f.step": np.full(n, 255, np.uint8),
+        "f.feature": np.full(n, 3, np.uint8),
+        "f.number": np.full(n, np.nan, np.float32),
         "f.roots": np.array([-1], np.int32),
     }
     for field, bad in cases.items():
-        with pytest.raises(PredictorError, match=r"f\.(left|right|feature|value|threshold|roots)"):
+        with pytest.raises(PredictorError, match=field.replace(".", r"\.")):
             Forest.from_arrays({**good, field: bad}, "f", 3)
-    with pytest.raises(PredictorError, match=r"f\.value"):
-        Forest.from_arrays({k: v for k, v in good.items() if k != "f.value"}, "f", 3)
-    inner = np.flatnonzero(good["f.left"] != np.arange(n))
-    loop = good["f.left"].copy()
-    loop[inner[0]] = inner[0]  # the first root is its own left child
-    with pytest.raises(PredictorError, match="cycle"):
-        Forest.from_arrays({**good, "f.left": loop}, "f", 3)
+    with pytest.raises(PredictorError, match=r"f\.number"):
+        Forest.from_arrays({**good, "f.number": good["f.number"][:-1]}, "f", 3)
+    with pytest.raises(PredictorError, match=r"f\.number"):
+        Forest.from_arrays({k: v for k, v in good.items() if k != "f.number"}, "f", 3)
+    shared = {**good, "f.step": np.ones(n, np.uint8)}  # both children the next node: as deep as it is long
+    shared["f.step"][-1] = 0
+    with pytest.raises(PredictorError, match=r"f\.step"):
+        Forest.from_arrays(shared, "f", 3)
 
 
 def test_network_term_recovers_a_planted_factor():

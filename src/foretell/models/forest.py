@@ -44,44 +44,58 @@ class Forest:
         return ForestSet([self]).predict(rows, np.zeros(rows.shape[0], np.intp))
 
     def arrays(self, prefix: str) -> dict[str, Array]:
-        """For saving: one array a field."""
+        """For saving, six bytes a node: the left child follows its parent, the right one lies ``step`` further on.
+
+        ``step`` is 0 in a leaf; ``number`` is the leaf's value or the inner node's threshold.
+        """
+        index = np.arange(self.left.size)
+        leaf = self.left == index
         return {
-            f"{prefix}.feature": self.feature.astype(np.int32),
-            f"{prefix}.threshold": self.threshold.astype(np.float64),
-            f"{prefix}.left": self.left.astype(np.int32),
-            f"{prefix}.right": self.right.astype(np.int32),
-            f"{prefix}.value": self.value.astype(np.float64),
+            f"{prefix}.feature": self.feature.astype(np.uint8),
+            f"{prefix}.step": np.where(leaf, 0, self.right - index).astype(np.uint8),
+            f"{prefix}.number": np.where(leaf, self.value, self.threshold).astype(np.float32),
             f"{prefix}.roots": self.roots.astype(np.int32),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], prefix: str, features: int) -> Forest:
-        """Inverse of :meth:`arrays`, with every index and number checked.
+        """Inverse of :meth:`arrays`, with every index and number checked. Children lie behind their parent, so that
+        a cycle cannot be written down.
 
         Raises:
-            PredictorError: a field is missing, has another shape or kind, points outside, loops or is not finite.
+            PredictorError: a field is missing, has another shape or kind, points outside or is not finite.
         """
         got: dict[str, Array] = {}
-        for name in ("feature", "threshold", "left", "right", "value", "roots"):
+        for name, kind in (("feature", "u"), ("step", "u"), ("number", "f"), ("roots", "i")):
             key = f"{prefix}.{name}"
             if key not in arrays:
                 raise PredictorError("is missing", where=key)
             a = arrays[key]
-            kind = "f" if name in ("threshold", "value") else "i"
             if a.ndim != 1 or a.dtype.kind != kind:
                 raise PredictorError(f"has shape {a.shape} and type {a.dtype}", where=key)
             got[name] = a
         n = got["feature"].size
-        for name in ("threshold", "left", "right", "value"):
+        for name in ("step", "number"):
             if got[name].size != n:
                 raise PredictorError(f"has {got[name].size} entries, not {n}", where=f"{prefix}.{name}")
-        for name, limit in (("feature", features), ("left", n), ("right", n), ("roots", n)):
-            a = got[name]
-            if a.size and (int(a.min()) < 0 or int(a.max()) >= limit):
+        index = np.arange(n, dtype=np.int32)
+        step = got["step"].astype(np.int32)
+        leaf = step == 0
+        right = index + step
+        for name, values, limit in (
+            ("feature", got["feature"], features),
+            ("step", right, n),
+            ("roots", got["roots"], n),
+        ):
+            if values.size and (int(values.min()) < 0 or int(values.max()) >= limit):
                 raise PredictorError(f"points outside 0..{limit - 1}", where=f"{prefix}.{name}")
-        if not np.isfinite(got["value"]).all() or np.isnan(got["threshold"]).any():
-            raise PredictorError("holds a number that is not finite", where=f"{prefix}.value")
-        return cls(**got, depth=_depth(got["left"], got["right"], got["roots"], prefix))
+        if not np.isfinite(got["number"]).all():
+            raise PredictorError("holds a number that is not finite", where=f"{prefix}.number")
+        left = np.where(leaf, index, index + 1).astype(np.int32)
+        number = got["number"].astype(np.float64)
+        depth = _depth(left, right, got["roots"], prefix)
+        feature = got["feature"].astype(np.int32)
+        return cls(feature, np.where(leaf, 0.0, number), left, right, np.where(leaf, number, 0.0), got["roots"], depth)
 
 
 class ForestSet:
@@ -122,15 +136,17 @@ class ForestSet:
 
 
 def _depth(left: Array, right: Array, roots: Array, prefix: str) -> int:
-    """Deepest leaf. A cycle among inner nodes is an error."""
-    leaf = (left == np.arange(left.size)) & (right == np.arange(left.size))
-    level = np.unique(roots)
+    """Deepest leaf. Trees that share nodes are an error: they could be deeper than any loop should go."""
+    index = np.arange(left.size)
+    level = roots
     for depth in range(256):
-        inner = level[~leaf[level]]
+        inner = level[left[level] != index[level]]
         if inner.size == 0:
             return depth
-        level = np.unique(np.concatenate([left[inner], right[inner]]))
-    raise PredictorError("has a cycle, or is deeper than 255", where=f"{prefix}.left")
+        if inner.size > left.size:
+            break
+        level = np.concatenate([left[inner], right[inner]])
+    raise PredictorError("has trees that share nodes, or are deeper than 255", where=f"{prefix}.step")
 
 
 def train(
@@ -181,8 +197,9 @@ def _flatten(tree_info: list[dict[str, Any]]) -> Forest:
         i = len(feature)
         leaf = "leaf_value" in node
         feature.append(0 if leaf else int(node["split_feature"]))
-        threshold.append(0.0 if leaf else float(node["threshold"]))
-        value.append(float(node["leaf_value"]) if leaf else 0.0)
+        # Single precision, as on disk, so that what is saved predicts the same.
+        threshold.append(0.0 if leaf else float(np.float32(node["threshold"])))
+        value.append(float(np.float32(node["leaf_value"])) if leaf else 0.0)
         left.append(i)
         right.append(i)
         if not leaf:
