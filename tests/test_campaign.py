@@ -69,7 +69,7 @@ def test_the_reference_is_recorded(tmp_path):
 def test_faults_become_failed_rows(tmp_path, monkeypatch, fault, text):
     monkeypatch.setenv("FORETELL_FAKE", json.dumps({fault: "tiny-2"}))
     store = prepare(tmp_path / "s.sqlite", 5)
-    counts = run(store, job_seconds=6.0, memory_bytes=2**30)
+    counts = run(store, job_seconds=6.0 if fault == "hang" else 40.0, memory_bytes=2**30)
     assert counts == {"done": 4, "failed": 1}
     bad = [m for m in store.measurements() if m.verdict == "failed"]
     assert len(bad) == 1
@@ -197,8 +197,9 @@ def test_two_campaign_processes_share_the_jobs(tmp_path):
 
 def test_a_campaign_that_kills_its_process_is_given_up(tmp_path):
     store = prepare(tmp_path / "s.sqlite", 1)
-    for _ in range(3):
+    for _ in range(5):
         job = store.lease("c", 1, 1.0)[0]
+        store.renew("c", [job.graph], 1.0, begin=job.graph)
         db = sqlite3.connect(tmp_path / "s.sqlite")
         db.execute("UPDATE jobs SET owner = ? WHERE graph = ?", (f"{os.uname().nodename}:999999:1:1", job.graph))
         db.commit()

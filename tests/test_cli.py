@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from foretell.cli import app
+from foretell.store import Store
 from tests.models import conv_relu, model, node
 
 VERBS = ("predict", "inspect", "targets", "build", "measure", "fit", "evaluate", "doctor")
@@ -112,10 +113,21 @@ def test_exit_codes(tmp_path, home):
     assert "SHA256SUMS" in run("predict", "zoo:resnet18", "--target", "broken", code=5).stderr
     assert "corrupt" in run("targets").stdout
     (tmp_path / "store").mkdir()
-    assert run("evaluate", "--store", str(tmp_path / "store" / "x.sqlite"), code=8).stderr
+    empty = str(tmp_path / "empty.sqlite")
+    Store(empty).close()
+    assert run("evaluate", "--store", str(tmp_path / "typo.sqlite"), code=7).stderr
+    assert run("evaluate", "--store", empty, code=8).stderr
     (tmp_path / "junk").write_bytes(b"SQLite format 3\0" + os.urandom(4000))
     assert run("evaluate", "--store", str(tmp_path / "junk"), code=7).stderr
-    assert run("fit", "--store", str(tmp_path / "empty.sqlite"), code=8).stderr
+    assert run("fit", "--store", empty, code=8).stderr
+    assert run("predict", "zoo:resnet18", "--batch", "8", code=3).stderr  # its input has a fixed shape
+    assert run("build", "--dry-run", "--minutes", "nan", code=2).stderr
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "manifest.json").write_text("{}")
+    (occupied / "precious").write_text("x")
+    assert run("build", "--target", "fake", "--output", str(occupied), code=2).stderr
+    assert (occupied / "precious").exists()
 
 
 def test_hostile_names_reach_no_terminal(tmp_path):
@@ -146,7 +158,7 @@ def test_build_predict_evaluate_fit_on_the_fake_device(home, tmp_path):
             "--target",
             "fake",
             "--minutes",
-            "0.3",
+            "1.5",
             "--quiet",
             "--force",
             "--format",

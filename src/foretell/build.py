@@ -105,6 +105,11 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
             tell("planning", (i + 1) / len(plan.entries), None, entry.name)
         models += [(n, FAMILIES.get(n, n), "zoo", d) for d, n in judges]
         enqueue(store, plan.campaign, models, protocol.PROCESSES)
+    elif not {"pending", "leased"} & set(store.counts(plan.campaign)):
+        # All is measured. Rows that the machine's other work spoilt are made again, the rest stands.
+        rows = store.measurements(plan.target.name, plan.campaign)
+        if sum(m.verdict == "unstable" for m in rows) > 0.3 * len(rows):
+            store.reopen_unstable(plan.campaign, plan.target.name)
 
     def report(p: Progress) -> None:
         share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from foretell import __version__
-from foretell.errors import ForetellError, MissingExtraError, UsageError
+from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from foretell.records import Prediction, Value
@@ -71,7 +71,9 @@ def main() -> NoReturn:
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; finished measurements are kept, the same command goes on from there", 130)
-    except BrokenPipeError:
+    except OSError as e:
+        if not isinstance(e, BrokenPipeError):
+            _fail(f"{e.strerror or e}", 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     sys.exit(0)
@@ -174,7 +176,8 @@ def _compare(predictions: list[Prediction]) -> Sheet:
         )
         for p in predictions
     )  # fmt: skip
-    return Sheet(("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings"), rows)
+    notes = tuple(f"{p.model}: {w}" for p in predictions for w in p.warnings)
+    return Sheet(("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings"), rows, "", notes)
 
 
 @app.command(
@@ -287,7 +290,11 @@ def targets(form: str) -> None:
 )
 @click.option("--target", "backend", default="ort", show_default=True, help="Backend to build a predictor for.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.1), default=15.0, show_default=True, help="Budget for measuring."
+    "--minutes",
+    type=click.FloatRange(min=0.1, max=10080),
+    default=15.0,
+    show_default=True,
+    help="Budget for measuring.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="f32", show_default=True)
@@ -308,8 +315,9 @@ def build(
 
     Interrupt it at any time: the same command goes on where it stopped.
     """
-    from foretell import api
+    from foretell import api, backends
     from foretell import build as journey
+    from foretell.predictor.persist import check_folder
     from foretell.report import tables
     from foretell.report.progress import ProgressLine
 
@@ -317,9 +325,11 @@ def build(
     if dry_run:
         tables.show(*_plan_sheets(plan), form)
         return
-    for package in ("lightgbm",):  # before measuring for a quarter of an hour
-        _require(package, "train")
     where = output or api.home() / "predictors" / plan.target.name
+    # Before measuring for a quarter of an hour:
+    _require("lightgbm", "build")
+    backends.get(backend).version()
+    check_folder(where)
     with ProgressLine("build", quiet=quiet) as line:
 
         def tell(stage: str, share: float, left: float | None, text: str) -> None:
@@ -491,6 +501,9 @@ def _measured(stores: tuple[Path, ...], target: str) -> tuple[list[Any], list[An
 
     rows: list[Any] = []
     graphs: dict[str, Any] = {}
+    for path in stores:
+        if not path.is_file():
+            raise StoreError("no such store", where=str(path), try_="foretell build, or foretell measure")
     for store in map(_store, stores or (None,)):
         part = [m for m in store.measurements(target) if m.verdict != "failed"]
         rows += part

@@ -184,15 +184,16 @@ class Store:
             ).fetchall()
             for row in rows:
                 db.execute(
-                    "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 "
-                    "WHERE campaign = ? AND graph = ?",
+                    "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ? WHERE campaign = ? AND graph = ?",
                     (me, now + seconds, campaign, row[0]),
                 )
-        return [Job(campaign, g, name, p, a + 1, zlib.decompress(m)) for g, name, p, a, m in rows]
+        return [Job(campaign, g, name, p, a, zlib.decompress(m)) for g, name, p, a, m in rows]
 
-    def renew(self, campaign: str, graphs: Sequence[str], seconds: float) -> None:
-        """Heartbeat: hold leases for ``seconds`` from now."""
+    def renew(self, campaign: str, graphs: Sequence[str], seconds: float, begin: str = "") -> None:
+        """Heartbeat: hold leases for ``seconds`` from now. ``begin`` is the job that starts now: an attempt counts
+        against it until a run of it is recorded, so that a job that takes its campaign down is found out."""
         with self._transaction() as db:
+            db.execute("UPDATE jobs SET attempts = attempts + 1 WHERE campaign = ? AND graph = ?", (campaign, begin))
             for graph in graphs:
                 db.execute(
                     "UPDATE jobs SET lease_until = ? WHERE campaign = ? AND graph = ? AND owner = ?",
@@ -206,6 +207,23 @@ class Store:
                 "UPDATE jobs SET state = 'pending', owner = '' WHERE campaign = ? AND state = 'leased' AND owner = ?",
                 (campaign, owner()),
             )
+
+    def reopen_unstable(self, campaign: str, target: str) -> int:
+        """Forget the unstable measurements of a campaign so that they are made again; returns how many."""
+        chosen = (
+            "SELECT m.graph FROM measurements m JOIN jobs j ON j.graph = m.graph "
+            "WHERE j.campaign = ? AND m.target = ? AND m.verdict = 'unstable'"
+        )
+        with self._transaction() as db:
+            graphs = [g for (g,) in db.execute(chosen, (campaign, target)).fetchall()]
+            for graph in graphs:
+                for table in ("measurements", "runs"):
+                    db.execute(f"DELETE FROM {table} WHERE graph = ? AND target = ?", (graph, target))
+                db.execute(
+                    "UPDATE jobs SET state = 'pending', attempts = 0 WHERE campaign = ? AND graph = ?",
+                    (campaign, graph),
+                )
+        return len(graphs)
 
     def counts(self, campaign: str) -> dict[str, int]:
         """Number of jobs by state."""
@@ -227,6 +245,7 @@ class Store:
                 "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (graph, target, protocol, process, error, seconds, time.time(), payload),
             )
+            db.execute("UPDATE jobs SET attempts = 0 WHERE graph = ?", (graph,))
 
     def runs(self, graph: str, target: str, protocol: str) -> dict[int, tuple[Run | None, str, float]]:
         """(run, error, seconds) by process number."""

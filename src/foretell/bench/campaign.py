@@ -26,7 +26,7 @@ from foretell.store import Job, Store
 
 _BLOCK = 12
 _LEASE_S = 600.0
-_MAX_ATTEMPTS = 3
+_MAX_ATTEMPTS = 5
 _REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
 
 
@@ -167,8 +167,8 @@ class _State:
         open_ = {j.graph: j for j in jobs}
         runs = {j.graph: self.store.runs(j.graph, self.target.name, protocol.PROTOCOL) for j in jobs}
         for j in jobs:
-            if j.attempts > _MAX_ATTEMPTS and not runs[j.graph]:
-                # It took the whole campaign down with it, three times: not again.
+            if j.attempts >= _MAX_ATTEMPTS and not runs[j.graph]:
+                # It took the whole campaign down with it, time and again: no more.
                 self.store.add_run(j.graph, self.target.name, protocol.PROTOCOL, 0, None, "killed the campaign", 0.0)
                 runs[j.graph] = {0: (None, "killed the campaign", 0.0)}
         rounds = max(j.processes for j in jobs) + protocol.EXTRA_PROCESSES
@@ -209,13 +209,13 @@ class _State:
             for job in jobs:
                 if self.stop.is_set():
                     return
-                self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S)
                 if child is None:
                     child = Child("foretell.bench.child", memory_bytes=memory, cpus=cpus)
                     with self._lock:
                         self._children.add(child)
                     reference = self._reference(child, limits)
                 message = self._message(job.model, job.name, self.settings.options)
+                self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S, begin=job.graph)
                 start = time.monotonic()
                 run: Run | None = None
                 error = ""

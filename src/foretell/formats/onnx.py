@@ -188,7 +188,7 @@ def bind(
         )
     open_: list[str] = []
     result: dict[str, list[int]] = {}
-    changed = False
+    changed = batched = False
     symbols: dict[str, int] = {}
     for i in inputs:
         dims = i.type.tensor_type.shape.dim
@@ -225,6 +225,7 @@ def bind(
                     value = symbols[symbol]
                 elif k == 0 and batch is not None:
                     value = batch
+                    batched = True
                     if symbol:
                         symbols[symbol] = batch
                 else:
@@ -232,6 +233,13 @@ def bind(
                     value = 1
             out.append(value)
         result[i.name] = out
+    if batch is not None and not batched and any(dims_ and dims_[0] != batch for dims_ in result.values()):
+        fixed = next(key for key, dims_ in result.items() if dims_ and dims_[0] != batch)
+        dims_text = "x".join(str(d) for d in (batch, *result[fixed][1:]))
+        raise ShapeError(
+            f"--batch {batch} binds nothing: input {fixed} has a fixed shape", where=where,
+            try_=f"--shape {fixed}={dims_text}",
+        )  # fmt: skip
     if open_:
         example = next((i for i in inputs if any(o.startswith(i.name) for o in open_)), inputs[0])
         dims_text = "x".join(str(d) for d in result.get(example.name, [1, 3, 224, 224]))

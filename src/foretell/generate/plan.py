@@ -54,7 +54,7 @@ def make_plan(
 ) -> list[Entry]:
     """Entries for ``minutes`` of wall-clock time on ``workers`` cores. The campaign stops at the budget, so the plan
     is a third longer than expected to fit."""
-    if minutes <= 0:
+    if not 0 < minutes <= 10080:
         raise UsageError(f"a budget of {minutes} minutes", try_="--minutes 15")
     count = max(8, int(minutes * 60 * workers / SECONDS_PER_ENTRY * 1.33))
     rng = np.random.default_rng([seed, 17])

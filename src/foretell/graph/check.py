@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from foretell.errors import FormatError, ShapeError
-from foretell.graph.ir import DTYPE_BITS, Graph
+from foretell.graph.ir import DTYPE_BITS, Graph, Node
 
-MAX_NODES = 250_000
+MAX_NODES = 100_000
 MAX_RANK = 32
 MAX_DIM = 2**40
 MAX_TENSOR_BYTES = 2**48
@@ -36,6 +36,8 @@ def check(graph: Graph) -> Graph:
         for name in node.inputs:
             if name and name not in defined:
                 raise FormatError(f"node {node.name!r} reads {name!r} before anything writes it", where=graph.name)
+        if node.op_type == "Conv" and len(node.inputs) > 1:
+            _check_conv(node, graph)
         for name in node.outputs:
             if not name:
                 continue
@@ -48,3 +50,16 @@ def check(graph: Graph) -> Graph:
         if name not in defined:
             raise FormatError(f"graph output {name!r} is never written", where=graph.name)
     return graph
+
+
+def _check_conv(node: Node, graph: Graph) -> None:
+    """The input's channels must be what the weights take: a bound shape may contradict them."""
+    x, w = (graph.tensors.get(t) for t in node.inputs[:2])
+    group = node.attrs.get("group", 1) or 1
+    if x is None or w is None or len(x.shape) < 3 or len(w.shape) < 3 or not isinstance(group, int):
+        return
+    if x.shape[1] != w.shape[1] * group:
+        raise ShapeError(
+            f"convolution {node.name!r} takes {w.shape[1] * group} channels, its input has {x.shape[1]}",
+            where=graph.name,
+        )

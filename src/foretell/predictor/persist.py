@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from foretell.errors import PredictorError
+from foretell.errors import PredictorError, UsageError
 from foretell.models.features import DOMAIN_WIDTH, NAMES, OP_CODE
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
@@ -47,8 +47,7 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
     if not predictor.layers_:
         raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
     folder = Path(path)
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise PredictorError("the folder holds something else", where=str(folder), try_="another --output")
+    check_folder(folder)
     mapping, arrays = predictor.mapping_.to_dict()
     layers: dict[str, Any] = {}
     for name, layer in predictor.layers_.items():
@@ -89,6 +88,17 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
         staging.rename(folder)
     except OSError as e:
         raise PredictorError(f"cannot be written: {e.strerror}", where=str(folder)) from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError if a predictor cannot be saved to ``folder``: it holds something else, or cannot be written."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is not a folder", where=str(folder), try_="another --output")
+    if folder.is_dir() and {f.name for f in folder.iterdir()} - {MANIFEST, MODEL, SUMS}:
+        raise UsageError("the folder holds something else", where=str(folder), try_="another --output")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{parent} cannot be written", where=str(folder), try_="another --output")
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
@@ -133,6 +143,8 @@ def _read(folder: Path) -> tuple[bytes, bytes]:
     for line in files[SUMS].decode("ascii", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
+    if set(listed) != {MANIFEST, MODEL} or files[SUMS] != "".join(f"{d}  {n}\n" for n, d in listed.items()).encode():
+        raise PredictorError("is malformed", where=f"{folder.name}/{SUMS}", try_="a fresh copy")
     for name in (MANIFEST, MODEL):
         if listed.get(name) != hashlib.sha256(files[name]).hexdigest():
             raise PredictorError("does not match its checksum", where=f"{folder.name}/{name}", try_="a fresh copy")

@@ -8,6 +8,7 @@ at the network level. Every layer model can be asked for by name.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -79,9 +80,11 @@ class Predictor:
         tell = report or (lambda what, share: None)
         rows = [m for m in measurements if m.verdict == "ok" and m.kernels and m.latency_s]
         if len(rows) < _MIN_NETWORKS:
+            problems = Counter(m.error.partition(" %")[0] for m in measurements if m.verdict != "ok")
+            common = f"; most often: {problems.most_common(1)[0][0]}" if problems else ""
             raise FitError(
-                f"{len(rows)} usable measurements with kernel times of {len(measurements)}; {_MIN_NETWORKS} are needed",
-                try_="a larger --minutes",
+                f"{len(rows)} usable measurements of {len(measurements)}, {_MIN_NETWORKS} are needed{common}",
+                try_="an idle machine (foretell doctor), then the same command, or a larger --minutes",
             )
         start = time.perf_counter()
         tell("mapping", 0.0)
@@ -273,7 +276,9 @@ class Predictor:
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
             if latency > 0 and away > 0.05 * latency:
                 warnings.append(f"{away / latency * 100:.0f} % of the time is in kernels outside what was measured")
-            if e.coverage[i] < 0.95:
+            if not at:
+                warnings.append("the model runs nothing: its outputs are constants or inputs")
+            elif e.coverage[i] < 0.95:
                 missing = sorted(
                     {
                         g

@@ -66,7 +66,8 @@ def _rich(sheets: Sequence[Sheet]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=False)
+    # Into a pipe or a file nothing is cut; a terminal gets its width.
+    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 240)
     for i, sheet in enumerate(sheets):
         if i:
             console.print()
@@ -77,7 +78,11 @@ def _rich(sheets: Sequence[Sheet]) -> None:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
             for k, title in enumerate(sheet.titles):
                 table.add_column(
-                    Text(title), justify="right" if k in sheet.right else "left", overflow="ellipsis", no_wrap=True
+                    Text(title),
+                    justify="right" if k in sheet.right else "left",
+                    overflow="ellipsis",
+                    no_wrap=True,
+                    min_width=min(len(title), 12),
                 )
             for row in sheet.rows:
                 table.add_row(*(Text(_plain(c)) for c in row))
