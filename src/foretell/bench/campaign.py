@@ -56,7 +56,7 @@ class Settings:
 def default_cpus(threads: int) -> tuple[tuple[int, ...], ...]:
     """Groups of ``threads`` cores, one a worker, on half of the cores: the other half keeps the rest of the system off.
 
-    On a shared 2-core machine two workers made twice the rows at nearly twice the noise, and a worse predictor.
+    Neighbours can disturb: a build with two workers on a shared 2-core machine, with other work running, was noisier.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     cores.reverse()  # the first cores serve interrupts

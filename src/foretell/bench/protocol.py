@@ -1,7 +1,7 @@
 """The rules of one measurement.
 
 A figure is the median over at least three processes of each process's 10th percentile. More processes help far more
-than more runs in one: on a shared 2-core machine two single processes differ by 1.7 %, two medians of three by 0.9 %.
+than more runs in one; benchmarks/results/host.md says how far processes and medians differ on the machine at hand.
 The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
 
 Each process also times a small reference network. A shared machine may run a tenth slower for minutes at a stretch;
