@@ -38,10 +38,7 @@ def conform(backend: Backend, models: dict[str, bytes]) -> None:
         assert all(k.latency_s >= 0 and k.op_type for k in run.kernels)
         assert Run.from_dict(run.to_dict()) == run
         again = backend.run(data, name, target, QUICK)
-        # The same kernels; a runtime may order branches that do not depend on each other either way.
-        assert sorted((k.nodes, k.op_type, k.tensor) for k in again.kernels) == sorted(
-            (k.nodes, k.op_type, k.tensor) for k in run.kernels
-        )
+        assert [(k.op_type, k.nodes) for k in again.kernels] == [(k.op_type, k.nodes) for k in run.kernels]
         plain = backend.run(data, name, target, RunOptions(min_runs=2, max_runs=2, seconds=0.01, profile=False))
         assert plain.samples_s
         assert not plain.kernels

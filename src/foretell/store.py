@@ -229,10 +229,6 @@ class Store:
         """Number of jobs by state."""
         return dict(self._rows("SELECT state, COUNT(*) FROM jobs WHERE campaign = ? GROUP BY state", (campaign,)))
 
-    def campaigns(self) -> list[str]:
-        """Names of all campaigns."""
-        return [r[0] for r in self._rows("SELECT DISTINCT campaign FROM jobs ORDER BY campaign")]
-
     # Runs and measurements
 
     def add_run(

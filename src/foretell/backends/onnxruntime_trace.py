@@ -43,7 +43,7 @@ def event_times(events: Sequence[dict[str, Any]]) -> dict[str, float]:
 def align(
     graph: Graph, optimised: bytes, events: Sequence[dict[str, Any]]
 ) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:
-    """Executed kernels in order of execution, and the graph's nodes that ran nowhere."""
+    """Executed kernels in the order of the graph, and the graph's nodes that ran nowhere."""
     import onnx
 
     proto = onnx.ModelProto()
@@ -100,7 +100,10 @@ def align(
         tensor = alias.get(nodes[i].input[0], nodes[i].input[0]) if nodes[i].input else ""
         layout = "nchwc" if nodes[i].op_type == "ReorderInput" else ""
         kernels.append((i, ExecutedKernel(_short(nodes[i]), (), tensor, layout, seconds.get(nodes[i].name, 0.0))))
-    kernels.sort(key=lambda k: k[0])
+    # In the order of the graph: the file may hold branches that do not depend on each other in either order.
+    kernels.sort(
+        key=lambda k: (max(k[1].nodes, default=graph.producer.get(k[1].tensor, -1)), not k[1].nodes, k[1].layout)
+    )
     folded = graph.constant_nodes
     eliminated = tuple(i for i in range(len(graph.nodes)) if i not in covered and i not in folded)
     return tuple(k for _, k in kernels), eliminated

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from foretell.graph.ir import Graph, Tensor
+from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN, OpType, op_type
 from foretell.graph.shapes import Unknown, View
 
@@ -89,9 +89,3 @@ def cost(graph: Graph) -> Cost:
 def macs(graph: Graph) -> int:
     """Multiply-accumulates of one inference of ``graph``."""
     return cost(graph).total_macs
-
-
-def input_bytes(graph: Graph) -> int:
-    """Bytes of the graph's inputs."""
-    tensors: list[Tensor] = [graph.tensors[t] for t in graph.inputs]
-    return sum(t.nbytes for t in tensors)
