@@ -94,18 +94,19 @@ def run_campaign(
     settings = settings or Settings()
     groups = settings.cpus or default_cpus(target.threads)
     state = _State(store, campaign, target, settings, report)
-    threads = [threading.Thread(target=state.work, args=(cpus,), daemon=True) for cpus in groups]
-    for t in threads:
-        t.start()
+    # Events, not Thread.join: an interrupt inside a join makes Python 3.11 believe that the thread has ended.
+    ended = [threading.Event() for _ in groups]
+    for cpus, event in zip(groups, ended, strict=True):
+        threading.Thread(target=state.work, args=(cpus, event), daemon=True).start()
     try:
-        while any(t.is_alive() for t in threads):
-            for t in threads:
-                t.join(0.1)
+        for event in ended:
+            while not event.wait(0.1):
+                pass
     except BaseException:
         state.stop.set()
         state.kill()
-        for t in threads:
-            t.join(10.0)
+        for event in ended:
+            event.wait(10.0)
         raise
     if state.error is not None:
         raise state.error
@@ -132,8 +133,8 @@ class _State:
         self._start = time.monotonic()
         self._finished = 0
 
-    def work(self, cpus: tuple[int, ...]) -> None:
-        """One worker's thread."""
+    def work(self, cpus: tuple[int, ...], ended: threading.Event) -> None:
+        """One worker's thread; sets ``ended`` once it holds no lease."""
         try:
             while not self._over():
                 jobs = self.store.lease(self.campaign, self._block_size(), _LEASE_S)
@@ -145,7 +146,10 @@ class _State:
                 self.error = e
                 self.stop.set()
         finally:
-            self.store.release(self.campaign)
+            try:
+                self.store.release(self.campaign)
+            finally:
+                ended.set()
 
     def kill(self) -> None:
         """End all children, from any thread."""
