@@ -183,7 +183,6 @@ def test_pickles_are_refused(saved, tmp_path):
 FORGERIES = {
     "format": lambda d: d.update(format="foretell-predictor/9"),
     "blend": lambda d: d.update(blend=[float("nan"), 0, 1]),
-    "op_codes": lambda d: d["op_codes"].update(Conv=1),
     "features": lambda d: d.update(features=d["features"][:-1]),
     "roofline.rates": lambda d: d["layers"]["roofline"].update(rates={"*": [0, 1, 0, []]}),
     "conformal": lambda d: d["conformal"].update(latency_s=[-1, 0.9, 3]),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 METRICS = ("latency_s", "energy_j", "peak_memory_bytes")
 
@@ -121,8 +121,7 @@ class Value:
     level: float = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class KernelPrediction:
+class KernelPrediction(NamedTuple):
     """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline."""
 
     name: str
@@ -151,4 +150,5 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``foretell predict --format json``; documented in docs/json.md."""
-        return asdict(self)
+        plain = asdict(replace(self, kernels=()))
+        return {**plain, "kernels": [k._asdict() for k in self.kernels]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from foretell.errors import FormatError, ShapeError
 from foretell.graph.ir import DTYPE_BITS, Graph, Node
 
@@ -9,6 +11,7 @@ MAX_NODES = 100_000
 MAX_RANK = 32
 MAX_DIM = 2**40
 MAX_TENSOR_BYTES = 2**48
+_MANY = 2**44  # elements below which a tensor of any type is within the limit
 
 
 def check(graph: Graph) -> Graph:
@@ -25,17 +28,18 @@ def check(graph: Graph) -> Graph:
             raise ShapeError(f"tensor {t.name!r} has {len(t.shape)} dimensions, over {MAX_RANK}", where=graph.name)
         if t.shape and (min(t.shape) < 0 or max(t.shape) > MAX_DIM):
             raise ShapeError(f"tensor {t.name!r} has an impossible shape {t.shape}", where=graph.name)
-        if t.nbytes > MAX_TENSOR_BYTES:
+        if math.prod(t.shape) > _MANY and t.nbytes > MAX_TENSOR_BYTES:
             raise ShapeError(f"tensor {t.name!r} of shape {t.shape} is over 256 TiB", where=graph.name)
     defined = {n for n, t in graph.tensors.items() if t.const}
     for name in graph.inputs:
         if name not in graph.tensors:
             raise FormatError(f"graph input {name!r} has no type", where=graph.name)
         defined.add(name)
+    defined.add("")
     for node in graph.nodes:
-        for name in node.inputs:
-            if name and name not in defined:
-                raise FormatError(f"node {node.name!r} reads {name!r} before anything writes it", where=graph.name)
+        if not defined.issuperset(node.inputs):
+            name = next(t for t in node.inputs if t not in defined)
+            raise FormatError(f"node {node.name!r} reads {name!r} before anything writes it", where=graph.name)
         if node.op_type == "Conv" and len(node.inputs) > 1:
             _check_conv(node, graph)
         for name in node.outputs:
@@ -47,7 +51,7 @@ def check(graph: Graph) -> Graph:
                 raise ShapeError(f"tensor {name!r} has no shape", where=graph.name)
             defined.add(name)
     for name in graph.outputs:
-        if name not in defined:
+        if not name or name not in defined:
             raise FormatError(f"graph output {name!r} is never written", where=graph.name)
     return graph
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from foretell.graph.kinds import NodeKind
 
 # Bits of an element; strings are counted as a pointer.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType({
@@ -101,6 +104,13 @@ class Graph:
             found.append(i)
             known.update(node.outputs)
         return frozenset(found)
+
+    @cached_property
+    def kinds(self) -> tuple[NodeKind, ...]:
+        """What each node is, names aside. See :mod:`foretell.graph.kinds`."""
+        from foretell.graph.kinds import kinds_of
+
+        return kinds_of(self)
 
     @cached_property
     def parameters(self) -> int:

@@ -679,7 +679,10 @@ def infer(nodes: Iterable[Node], tensors: dict[str, Tensor], table: Mapping[str,
     """
     missing: dict[str, str] = {}
     for node in nodes:
-        done = all(not t or t in tensors for t in node.outputs)
+        done = True
+        for t in node.outputs:
+            if t and t not in tensors:
+                done = False
         small = len(node.outputs) == 1 and _maybe_small(node, tensors)
         if done and not small:
             continue
@@ -717,7 +720,7 @@ def infer(nodes: Iterable[Node], tensors: dict[str, Tensor], table: Mapping[str,
 
 def _maybe_small(node: Node, tensors: Mapping[str, Tensor]) -> bool:
     """Whether the node may be arithmetic on shapes: quick, so that big graphs of floats are passed over."""
-    if node.op_type in ("Shape", "Size"):
+    if node.op_type == "Shape" or node.op_type == "Size":
         return True
     if not node.inputs:
         return False

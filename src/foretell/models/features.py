@@ -7,14 +7,15 @@ natural logarithms of 1 + n.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.graph.cost import node_cost
-from foretell.graph.ir import Graph, Node, Shape
+from foretell.graph.ir import DTYPE_BITS, Graph, Node, Shape
+from foretell.graph.kinds import NodeKind
 from foretell.graph.ops import OPS, UNKNOWN, op_type
 from foretell.graph.shapes import View
 
@@ -25,21 +26,21 @@ NAMES: tuple[str, ...] = (
     "batch", "m", "n", "k", "group", "kernel_h", "kernel_w", "stride", "dilation", "out_h", "out_w", "in_h", "in_w",
     "taps_share", "align_n16", "align_n64", "align_k4", "align_k16", "align_m", "inner", "rows", "inputs", "outputs",
     "const_operand", "trans_a", "trans_b", "blocked", "reuse_bytes", "net_weights", "net_macs", "reads_input",
-    "mode", "in_elements", "out_elements", "copies",
+    "mode", "in_elements", "out_elements", "copies", "bits",
 )  # fmt: skip
 COLUMN = {name: i for i, name in enumerate(NAMES)}
 # The features whose range tells whether a kernel is like those that were measured.
 DOMAIN = ("m", "n", "k", "traffic", "macs", "in_elements", "kernel_h", "dilation")
 DOMAIN_WIDTH = len(DOMAIN)
 
-# Op types by number; 0 is any other. Appending is safe, reordering is not: predictors on disk refer to these.
-OP_CODE = {name: i + 1 for i, name in enumerate(sorted(OPS))}
+# Op types by number, 0 is any other. From the name alone, so that predictors on disk outlive additions to the table;
+# small enough to be exact in single precision.
+OP_CODE = {name: 1 + zlib.crc32(name.encode()) % 2**20 for name in OPS}
 _ACTS = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "LeakyRelu", "Gelu", "Erf", "Softplus", "Mish")
 _ACT_CODE = {name: i + 1 for i, name in enumerate(_ACTS)}
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel of a mapped graph. ``nodes`` is empty for a layout conversion of ``tensor``."""
 
     nodes: tuple[int, ...]
@@ -48,20 +49,66 @@ class Kernel:
     tensor: str = ""
 
 
+class KernelKind:
+    """What a kernel is, names aside: equal kernels of all graphs share one object.
+
+    Attributes:
+        row: (features,), without what depends on the rest of the graph.
+        macs, work, traffic: of the whole kernel, traffic in bytes.
+        main: position of its main node among the kernel's nodes, -1 for a layout conversion.
+        group: its layer type, see :func:`group_of`.
+        reads: (position of a node, number of its input) of each tensor read from outside, constants apart.
+        writes: (position of a node, number of its output) of each tensor that somebody outside reads.
+        memo: what other modules derive from it.
+    """
+
+    __slots__ = ("group", "macs", "main", "memo", "reads", "row", "traffic", "work", "writes")
+
+    def __init__(
+        self, row: Sequence[float], macs: float, work: float, traffic: float, main: int, kernel: Kernel,
+        reads: Sequence[tuple[int, int]] = (), writes: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        self.row = np.array(row)
+        self.macs, self.work, self.traffic, self.main = macs, work, traffic, main
+        self.group = group_of(kernel, self.row)
+        self.reads, self.writes = tuple(reads), tuple(writes)
+        self.memo: dict[Any, Any] = {}
+
+
 @dataclass(frozen=True)
 class Lowered:
     """Kernels of one graph with their costs: ``rows`` has shape (kernels, len(NAMES)).
 
-    ``macs``, ``work``, ``traffic`` (bytes) are of the whole kernel, not logarithms.
+    ``macs``, ``work``, ``traffic`` (bytes) are of the whole kernel, not logarithms. ``reads`` and ``writes`` name the
+    tensors that cross the border of each kernel.
     """
 
     kernels: tuple[Kernel, ...]
+    kinds: tuple[KernelKind, ...]
     rows: Array
     macs: Array
     work: Array
     traffic: Array
-    primary: tuple[int, ...]  # index of the main node, -1 for a conversion
+    reads: tuple[tuple[str, ...], ...]
+    writes: tuple[tuple[str, ...], ...]
+    weight_bytes: int = 0
     total_macs: int = 0  # nominal, of the whole graph
+
+
+def group_of(kernel: Kernel, row: Array) -> str:
+    """Layer type of a kernel: what the target calls it, told apart by regime where one name covers several.
+
+    Convolutions: depthwise, grouped, dense. Matrix products: one row (bound by reading the weights) or many, with a
+    constant or with two activations.
+    """
+    if row[COLUMN["m"]] > 0 and row[COLUMN["kernel_h"]] > 0 and kernel.nodes:
+        if row[COLUMN["group"]] < 1:  # log1p(1) = 0.69
+            return f"{kernel.label}/dense"
+        lanes, depth = row[COLUMN["n"]], row[COLUMN["rows"]]
+        return f"{kernel.label}/depthwise" if lanes < 0.7 and depth < 0.7 else f"{kernel.label}/grouped"
+    if row[COLUMN["k"]] > 0 and row[COLUMN["macs"]] > 0:
+        return f"{kernel.label}/vector" if row[COLUMN["m"]] < 0.7 else f"{kernel.label}/matrix"
+    return kernel.label
 
 
 def _log(x: float) -> float:
@@ -97,135 +144,195 @@ def _inner_of_transpose(shape: Shape, perm: Sequence[int]) -> float:
     return float(run)
 
 
-class Lowering:
-    """Computes the rows of one graph's kernels."""
+MOST_KINDS = 200_000  # kernel kinds kept; beyond that the table starts anew
+_kinds: dict[Any, KernelKind] = {}
+_REUSE, _READS_INPUT = COLUMN["reuse_bytes"], COLUMN["reads_input"]
+_NET_WEIGHTS, _NET_MACS = COLUMN["net_weights"], COLUMN["net_macs"]
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        used = {t for n in graph.nodes for t in n.inputs if t}
-        self.weight_bytes = sum(graph.tensors[t].nbytes for t in used if graph.tensors[t].const)
-        self._views: dict[int, View] = {}
-        self._cost: dict[int, tuple[float, float, float, float, float]] = {}
 
-    def view(self, i: int) -> View:
-        v = self._views.get(i)
-        if v is None:
-            v = self._views[i] = View(self.graph.nodes[i], self.graph.tensors)
-        return v
+def lower(graph: Graph, kernels: Sequence[Kernel]) -> Lowered:
+    """Rows for ``kernels`` of ``graph``, given in order of execution."""
+    nodes = graph.nodes
+    inputs, outputs = frozenset(graph.inputs), frozenset(graph.outputs)
+    kinds: list[KernelKind] = []
+    all_reads: list[tuple[str, ...]] = []
+    all_writes: list[tuple[str, ...]] = []
+    ages: list[float] = []
+    from_input: list[bool] = []
+    written: dict[str, float] = {}  # bytes moved so far when a tensor was written
+    moved = 0.0
+    for kernel in kernels:
+        members = kernel.nodes
+        kind = _kind_of(graph, kernel, outputs)
+        kinds.append(kind)
+        if members:
+            reads = tuple([nodes[members[p]].inputs[k] for p, k in kind.reads])
+            writes = tuple([nodes[members[p]].outputs[k] for p, k in kind.writes])
+        else:
+            reads, writes = (kernel.tensor,), ()
+        all_reads.append(reads)
+        all_writes.append(writes)
+        age = 0.0
+        hit = False
+        for t in reads:
+            at = written.get(t)
+            if at is not None:
+                age = max(age, moved - at)
+            elif t in inputs:
+                hit = True
+        ages.append(age)
+        from_input.append(hit)
+        moved += kind.traffic
+        for t in writes:
+            written[t] = moved
+    rows = np.array([k.row for k in kinds]) if kinds else np.zeros((0, len(NAMES)))
+    macs = np.array([k.macs for k in kinds])
+    weight_bytes, total_macs = _totals(graph)
+    rows[:, _REUSE] = np.log1p(ages)
+    rows[:, _READS_INPUT] = from_input
+    rows[:, _NET_WEIGHTS] = _log(weight_bytes)
+    rows[:, _NET_MACS] = _log(float(macs.sum()))
+    return Lowered(
+        tuple(kernels), tuple(kinds), rows, macs, np.array([k.work for k in kinds]),
+        np.array([k.traffic for k in kinds]), tuple(all_reads), tuple(all_writes), weight_bytes, total_macs,
+    )  # fmt: skip
 
-    def cost(self, i: int) -> tuple[float, float, float, float, float]:
-        c = self._cost.get(i)
-        if c is None:
-            c = self._cost[i] = node_cost(self.view(i), op_type(self.graph.nodes[i].op_type))
-        return c
 
-    def lower(self, kernels: Sequence[Kernel]) -> Lowered:
-        """Rows for ``kernels``, given in order of execution."""
-        n = len(kernels)
-        rows = np.zeros((n, len(NAMES)))
-        macs, work, traffic = np.zeros(n), np.zeros(n), np.zeros(n)
-        primary = []
-        written: dict[str, float] = {}  # bytes moved so far when a tensor was written
-        moved = 0.0
-        for i, kernel in enumerate(kernels):
-            if kernel.nodes:
-                main = self._row(rows[i], kernel, macs, work, traffic, i)
+def _totals(graph: Graph) -> tuple[int, int]:
+    """(bytes of the constants that are read, nominal MACs)."""
+    tensors = graph.tensors
+    used = {t for n in graph.nodes for t in n.inputs}
+    used.discard("")
+    weights = sum(tensor.nbytes for tensor in map(tensors.__getitem__, used) if tensor.const)
+    folded = graph.constant_nodes
+    return weights, int(sum(k.macs for i, k in enumerate(graph.kinds) if i not in folded))
+
+
+def _kind_of(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKind:
+    """The kind of ``kernel``, computed if it is new."""
+    members = kernel.nodes
+    key: Any
+    if len(members) == 1:
+        key = (kernel.label, kernel.blocked, graph.kinds[members[0]])
+    elif members:
+        # Nodes, how they hang together (tensors numbered in order), and what leaves.
+        number: dict[str, int] = {}
+        parts: list[Any] = [kernel.label, kernel.blocked]
+        consumers = graph.consumers
+        for j in members:
+            node = graph.nodes[j]
+            parts.append(graph.kinds[j])
+            for t in node.inputs:
+                parts.append(number.setdefault(t, len(number)))
+            for t in node.outputs:
+                parts.append(number.setdefault(t, len(number)))
+                parts.append(t in outputs or any(r not in members for r in consumers.get(t, ())))
+        key = tuple(parts)
+    else:
+        tensor = graph.tensors[kernel.tensor]
+        key = (kernel.label, kernel.blocked, tensor.dtype, tensor.shape)
+    kind = _kinds.get(key)
+    if kind is None:
+        if len(_kinds) >= MOST_KINDS:
+            _kinds.clear()
+        kind = _kinds[key] = _conversion(graph, kernel) if not members else _compute(graph, kernel, outputs)
+    return kind
+
+
+def _conversion(graph: Graph, kernel: Kernel) -> KernelKind:
+    t = graph.tensors[kernel.tensor]
+    c = COLUMN
+    row = [0.0] * len(NAMES)
+    shape = (*t.shape, 1, 1, 1, 1)
+    row[c["write"]] = row[c["read"]] = _log(t.nbytes)
+    row[c["traffic"]] = _log(2 * t.nbytes)
+    row[c["in_elements"]] = row[c["out_elements"]] = _log(t.elements)
+    row[c["batch"]], row[c["n"]], row[c["m"]] = _log(shape[0]), _log(shape[1]), _log(math.prod(t.shape[2:]))
+    row[c["align_n16"]] = _align(shape[1], 16)
+    row[c["bits"]] = DTYPE_BITS[t.dtype]
+    row[c["inner"]] = _log(math.prod(t.shape[2:]))
+    row[c["blocked"]] = float(kernel.blocked)
+    return KernelKind(row, 0.0, 0.0, 2.0 * t.nbytes, -1, kernel)
+
+
+def _compute(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKind:
+    g, c = graph, COLUMN
+    members = kernel.nodes
+    kinds = [g.kinds[j] for j in members]
+    inside = {t for j in members for t in g.nodes[j].outputs}
+    main = max(range(len(kinds)), key=lambda k: (kinds[k].macs, kinds[k].work + kinds[k].write_bytes, -k))
+    own = kinds[main]
+    # Bytes that cross the kernel's border. Inside, a fused chain moves nothing.
+    read = weights = write = 0.0
+    seen: set[str] = set()
+    reads: list[tuple[int, int]] = []
+    writes: list[tuple[int, int]] = []
+    extra_inputs = 0
+    for p, j in enumerate(members):
+        node = g.nodes[j]
+        for k, t in enumerate(node.inputs):
+            if not t or t in inside or t in seen:
+                continue
+            seen.add(t)
+            tensor = g.tensors[t]
+            if tensor.const:
+                weights += tensor.nbytes
             else:
-                main = -1
-                self._conversion(rows[i], kernel, traffic, i)
-            primary.append(main)
-            reads = self._reads(kernel)
-            age = max((moved - written[t] for t in reads if t in written), default=0.0)
-            rows[i, COLUMN["reuse_bytes"]] = _log(age)
-            rows[i, COLUMN["reads_input"]] = float(any(t in self.graph.inputs for t in reads))
-            moved += traffic[i]
-            for j in kernel.nodes:
-                for t in self.graph.nodes[j].outputs:
-                    written[t] = moved
-        rows[:, COLUMN["net_weights"]] = _log(self.weight_bytes)
-        rows[:, COLUMN["net_macs"]] = _log(float(macs.sum()))
-        folded = self.graph.constant_nodes
-        total = sum(self.cost(i)[0] for i in range(len(self.graph.nodes)) if i not in folded)
-        return Lowered(tuple(kernels), rows, macs, work, traffic, tuple(primary), int(total))
+                reads.append((p, k))
+                read += tensor.nbytes
+                extra_inputs += p != main and tensor.elements > 1
+        for k, t in enumerate(node.outputs):
+            if t and (t in outputs or any(r not in members for r in g.consumers.get(t, ()))):
+                writes.append((p, k))
+                write += g.tensors[t].nbytes
+    if own.op.traffic == "moved" and len(members) == 1:
+        read, weights = own.read_bytes, 0.0
+    work = sum(k.work for k in kinds)
+    row, share = main_columns(own)
+    macs = sum(k.macs for k in kinds) * share
+    copies_nothing = all(k.op.traffic == "view" for k in kinds)
+    traffic = read + weights + write if not copies_nothing else 0.0
+    out_elements = own.view.outs[0].elements if own.view.outs and own.view.outs[0] is not None else 0
+    row[c["act"]] = max((_ACT_CODE.get(k.op_type, 0) for p, k in enumerate(kinds) if p != main), default=0)
+    row[c["nodes"]] = len(members)
+    row[c["extra_work"]] = (work - own.work) / max(out_elements, 1)
+    row[c["extra_inputs"]] = extra_inputs
+    row[c["read"]], row[c["write"]], row[c["weights"]] = _log(read), _log(write), _log(weights)
+    row[c["blocked"]] = float(kernel.blocked)
+    row[c["copies"]] = float(copies_nothing)
+    row[c["macs"]], row[c["work"]], row[c["traffic"]] = _log(macs), _log(work), _log(traffic)
+    if own.op is UNKNOWN:
+        traffic = read + weights + write
+    return KernelKind(row, macs, work, traffic, main, kernel, reads, writes)
 
-    def _reads(self, kernel: Kernel) -> list[str]:
-        if not kernel.nodes:
-            return [kernel.tensor]
-        inside = {t for j in kernel.nodes for t in self.graph.nodes[j].outputs}
-        tensors = self.graph.tensors
-        out: dict[str, None] = {}
-        for j in kernel.nodes:
-            for t in self.graph.nodes[j].inputs:
-                if t and t not in inside and not tensors[t].const:
-                    out[t] = None
-        return list(out)
 
-    def _conversion(self, row: Array, kernel: Kernel, traffic: Array, i: int) -> None:
-        t = self.graph.tensors[kernel.tensor]
-        c = COLUMN
-        traffic[i] = 2 * t.nbytes
-        shape = (*t.shape, 1, 1, 1, 1)
-        row[c["write"]] = row[c["read"]] = _log(t.nbytes)
-        row[c["traffic"]] = _log(2 * t.nbytes)
-        row[c["in_elements"]] = row[c["out_elements"]] = _log(t.elements)
-        row[c["batch"]], row[c["n"]], row[c["m"]] = _log(shape[0]), _log(shape[1]), _log(math.prod(t.shape[2:]))
-        row[c["align_n16"]] = _align(shape[1], 16)
-        row[c["inner"]] = _log(math.prod(t.shape[2:]))
-        row[c["blocked"]] = float(kernel.blocked)
+def main_columns(kind: NodeKind) -> tuple[list[float], float]:
+    """(a row with the columns that the main node fills, share of its nominal MACs that is done on real input)."""
+    known = kind.memo.get("columns")
+    if known is None:
+        known = kind.memo["columns"] = _MainNode(kind).columns()
+    return list(known[0]), known[1]
 
-    def _row(self, row: Array, kernel: Kernel, macs: Array, work: Array, traffic: Array, i: int) -> int:
-        g, c = self.graph, COLUMN
-        inside = {t for j in kernel.nodes for t in g.nodes[j].outputs}
-        costs = [self.cost(j) for j in kernel.nodes]
-        main = max(range(len(costs)), key=lambda k: (costs[k][0], costs[k][1] + costs[k][3], -k))
-        p = kernel.nodes[main]
-        v = self.view(p)
-        node = g.nodes[p]
-        # Bytes that cross the kernel's border. Inside, a fused chain moves nothing.
-        read = weights = write = 0.0
-        seen: set[str] = set()
-        extra_inputs = 0
-        whole_view = all(op_type(g.nodes[j].op_type).traffic == "view" for j in kernel.nodes)
-        for j in kernel.nodes:
-            for t in g.nodes[j].inputs:
-                if not t or t in inside or t in seen:
-                    continue
-                seen.add(t)
-                tensor = g.tensors[t]
-                if tensor.const:
-                    weights += tensor.nbytes
-                else:
-                    read += tensor.nbytes
-                    extra_inputs += j != p and tensor.elements > 1
-            for t in g.nodes[j].outputs:
-                if t and (t in g.outputs or any(r not in kernel.nodes for r in g.consumers.get(t, ()))):
-                    write += g.tensors[t].nbytes
-        if op_type(node.op_type).traffic == "moved" and len(kernel.nodes) == 1:
-            read, weights = costs[main][2], 0.0
-        total_work = sum(k[1] for k in costs)
-        total_macs = sum(k[0] for k in costs)
-        first_out = v.outs[0] if v.outs else None
-        out_elements = first_out.elements if first_out is not None else 0
+
+class _MainNode:
+    """Fills the columns of a kernel's main node."""
+
+    def __init__(self, kind: NodeKind) -> None:
+        self.kind = kind
+        self.row = [0.0] * len(NAMES)
+
+    def columns(self) -> tuple[list[float], float]:
+        row, c, v, node = self.row, COLUMN, self.kind.view, self.kind.view.node
+        first = v.outs[0] if v.outs else None
         ins = [t for t in v.ins if t is not None]
-        in_elements = max((t.elements for t in ins if not t.const), default=0)
-
-        row[c["op"]] = OP_CODE.get(node.op_type, 0)
-        act = 0
-        for j in kernel.nodes:
-            if j != p:
-                act = max(act, _ACT_CODE.get(g.nodes[j].op_type, 0))
-        row[c["act"]] = act
-        row[c["nodes"]] = len(kernel.nodes)
-        row[c["extra_work"]] = (total_work - costs[main][1]) / max(out_elements, 1)
-        row[c["extra_inputs"]] = extra_inputs
-        row[c["read"]], row[c["write"]], row[c["weights"]] = _log(read), _log(write), _log(weights)
+        row[c["op"]] = float(OP_CODE.get(node.op_type, 0))
         row[c["inputs"]], row[c["outputs"]] = len(ins), len(v.outs)
+        row[c["bits"]] = DTYPE_BITS[ins[0].dtype] if ins else 0.0
         row[c["const_operand"]] = float(any(t.const for t in ins))
-        row[c["blocked"]] = float(kernel.blocked)
-        row[c["in_elements"]], row[c["out_elements"]] = _log(in_elements), _log(out_elements)
-        row[c["copies"]] = 0.0 if not whole_view else 1.0
-        row[c["batch"]] = _log(first_out.shape[0] if first_out is not None and first_out.shape else 1)
-        category = op_type(node.op_type).category
+        row[c["in_elements"]] = _log(max((t.elements for t in ins if not t.const), default=0))
+        row[c["out_elements"]] = _log(first.elements if first is not None else 0)
+        row[c["batch"]] = _log(first.shape[0] if first is not None and first.shape else 1)
+        category = self.kind.op.category
         share = 1.0
         if category in ("conv", "conv_transpose"):
             share = self._conv(row, v, node)
@@ -233,15 +340,9 @@ class Lowering:
             self._matmul(row, v, node)
         else:
             self._other(row, v, node, category)
-        total_macs *= share
-        macs[i], work[i] = total_macs, total_work
-        traffic[i] = (read + weights + write) if not whole_view else 0.0
-        row[c["macs"]], row[c["work"]], row[c["traffic"]] = _log(total_macs), _log(total_work), _log(traffic[i])
-        if op_type(node.op_type) is UNKNOWN:
-            traffic[i] = read + weights + write
-        return p
+        return row, share
 
-    def _conv(self, row: Array, v: View, node: Node) -> float:
+    def _conv(self, row: list[float], v: View, node: Node) -> float:
         c = COLUMN
         w = v.ins[3] if node.op_type == "QLinearConv" else v.ins[1]
         x, y = v.ins[0], v.outs[0]
@@ -280,7 +381,7 @@ class Lowering:
         row[c["rows"]] = _log(cin)
         return share
 
-    def _matmul(self, row: Array, v: View, node: Node) -> None:
+    def _matmul(self, row: list[float], v: View, node: Node) -> None:
         c = COLUMN
         y = v.outs[0]
         a = v.ins[0]
@@ -307,7 +408,7 @@ class Lowering:
         row[c["rows"]] = len(y.shape)
         row[c["taps_share"]] = 1.0
 
-    def _other(self, row: Array, v: View, node: Node, category: str) -> None:
+    def _other(self, row: list[float], v: View, node: Node, category: str) -> None:
         c = COLUMN
         x = v.ins[0] if v.ins else None
         y = v.outs[0] if v.outs else None
@@ -366,7 +467,7 @@ class Lowering:
             inner = float(math.prod(xs[2:]))
         row[c["inner"]], row[c["rows"]] = _log(inner), _log(rows)
 
-    def _broadcast(self, row: Array, v: View, ys: Shape) -> tuple[float, float]:
+    def _broadcast(self, row: list[float], v: View, ys: Shape) -> tuple[float, float]:
         """Inner run over which both operands advance alike, and how the smaller operand is spread."""
         tensors = [t for t in v.ins if t is not None]
         small = min(tensors, key=lambda t: t.elements)

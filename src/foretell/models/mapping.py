@@ -22,7 +22,7 @@ import numpy as np
 
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph, Node
-from foretell.graph.ops import op_type
+from foretell.graph.kinds import NodeKind
 from foretell.models.features import OP_CODE, Kernel
 from foretell.models.forest import Forest, train
 from foretell.records import ExecutedKernel
@@ -30,6 +30,7 @@ from foretell.records import ExecutedKernel
 Array = np.ndarray[Any, Any]
 Executed = tuple[Graph, Sequence[ExecutedKernel], Sequence[int]]
 _MAX_PATTERN = 24  # nodes
+_MOST_KEPT = 200_000  # answers of each kind kept for later graphs
 PLACED = ("conv", "conv_transpose", "pool")  # categories whose layout depends on their own settings
 PLACEMENT_FEATURES = 14
 _COUNTED = {"conv": 2, "conv_transpose": 2, "norm": 1, "reduce": 1, "resize": 1}
@@ -56,6 +57,10 @@ class MappingModel:
     follows: dict[str, bool] = field(default_factory=dict)  # "op|inputs" -> runs blocked when its inputs are
     to_blocked: str = ""
     to_plain: str = ""
+    _candidates: dict[Any, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
+    _placed: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
+    _direct: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
+    _followed: dict[Any, bool] = field(default_factory=dict, repr=False)
 
     # Learning
 
@@ -106,17 +111,17 @@ class MappingModel:
                     layout_of[t] = bool(k.layout)
             for k in kernels:
                 for n in k.nodes:
-                    node = graph.nodes[n]
-                    if _is_placed(node):
-                        row = placement_row(graph, node)
+                    kind = graph.kinds[n]
+                    if kind.op.category in PLACED:
+                        row = placement_row(kind)
                         x.append(row)
                         y.append(float(bool(k.layout)))
-                        source = node.inputs[0]
+                        source = graph.nodes[n].inputs[0]
                         if k.layout and not layout_of.get(source, False):
                             dx.append(row)
                             dy.append(float(source not in converted))
                     else:
-                        for key in _follow_keys(graph, n, layout_of):
+                        for key in _follow_keys(graph, n, _situation(graph, n, layout_of)):
                             follows[key][bool(k.layout)] += 1
         if any(y) and len(y) >= 8:
             self.placement = _classifier(x, y)
@@ -136,7 +141,7 @@ class MappingModel:
             taken: set[int] = set()
             for i in range(len(matcher.graph.nodes) - 1, -1, -1):
                 actual = roots.get(i)
-                for rule in self.rules.get(matcher.op(i), ()):
+                for rule in self.rules.get(matcher.ops[i], ()):
                     if actual is not None and rule.size < len(actual):
                         break
                     found = matcher.match(rule.pattern, i, taken)
@@ -158,29 +163,60 @@ class MappingModel:
 
     # Applying
 
-    def _blocked(self, graph: Graph) -> tuple[dict[int, bool], set[int]]:
-        """(placement of each convolution, all nodes that run blocked), in order of the graph."""
-        at = [i for i, n in enumerate(graph.nodes) if _is_placed(n)]
-        if not at or self.placement is None:
-            return {}, set()
-        score = self.placement.predict(np.array([placement_row(graph, graph.nodes[i]) for i in at]))
-        placed = {i: bool(s > 0) for i, s in zip(at, score, strict=True)}
+    def _decide(self, forest: Forest | None, memo: dict[NodeKind, bool], kinds: Iterable[NodeKind]) -> None:
+        """Fill ``memo`` for the kinds that are new."""
+        new = [k for k in dict.fromkeys(kinds) if k not in memo]
+        if not new:
+            return
+        if len(memo) > _MOST_KEPT:
+            memo.clear()
+        if forest is None:
+            memo.update(dict.fromkeys(new, False))
+        else:
+            score = forest.predict(np.array([placement_row(k) for k in new]))
+            memo.update(zip(new, (score > 0).tolist(), strict=True))
+
+    def _blocked(self, graph: Graph) -> set[int]:
+        """The nodes that run in the blocked layout."""
+        if self.placement is None:
+            return set()
+        kinds = graph.kinds
+        at = [k for k in kinds if k.op.category in PLACED]
+        if not at:
+            return set()
+        self._decide(self.placement, self._placed, at)
         blocked: set[int] = set()
         layout: dict[str, bool] = {}
+        placed = self._placed
         for i, node in enumerate(graph.nodes):
-            hit = placed.get(i)
-            if hit is None:
-                keys = _follow_keys(graph, i, layout) if layout else ()
-                hit = next((self.follows[key] for key in keys if key in self.follows), False)
+            kind = kinds[i]
+            hit = placed[kind] if kind.op.category in PLACED else bool(layout) and self._follows(graph, i, layout)
             if hit:
                 blocked.add(i)
                 for t in node.outputs:
                     layout[t] = True
-        return placed, blocked
+        return blocked
+
+    def _follows(self, graph: Graph, i: int, layout: Mapping[str, bool]) -> bool:
+        """Whether a node that does not decide by itself runs blocked, given which tensors are."""
+        for t in graph.nodes[i].inputs:
+            if t in layout:
+                break
+        else:
+            return False
+        situation = _situation(graph, i, layout)
+        key = (graph.kinds[i], situation)
+        known = self._followed.get(key)
+        if known is None:
+            if len(self._followed) > _MOST_KEPT:
+                self._followed.clear()
+            names = _follow_keys(graph, i, situation)
+            known = self._followed[key] = next((self.follows[n] for n in names if n in self.follows), False)
+        return known
 
     def apply(self, graph: Graph) -> tuple[Kernel, ...]:
         """Kernels of ``graph`` in order of execution, with the conversions between layouts."""
-        placed, blocked = self._blocked(graph)
+        blocked = self._blocked(graph)
         matcher = _Matcher(graph, blocked)
         taken: set[int] = set(graph.constant_nodes)
         chosen: list[tuple[tuple[int, ...], Rule | None]] = []
@@ -189,25 +225,35 @@ class MappingModel:
                 continue
             found: tuple[int, ...] = (i,)
             rule: Rule | None = None
-            for candidate in self.rules.get(matcher.op(i), ()):
+            for candidate in self._rules_for(matcher, i):
                 hit = matcher.match(candidate.pattern, i, taken)
                 if hit is not None:
-                    found, rule = tuple(sorted(hit)), candidate
+                    found, rule = tuple(sorted(hit)) if len(hit) > 1 else (i,), candidate
                     break
             taken.update(found)
             chosen.append((found, rule))
         chosen.reverse()
-        return self._lay_out(graph, chosen, placed, blocked)
+        return self._lay_out(graph, chosen, blocked)
+
+    def _rules_for(self, matcher: _Matcher, i: int) -> tuple[Rule, ...]:
+        """Rules whose last node, and what it reads, can be node ``i``: most are ruled out at one look."""
+        key = matcher.surroundings(i)
+        known = self._candidates.get(key)
+        if known is None:
+            if len(self._candidates) > _MOST_KEPT:
+                self._candidates.clear()
+            known = self._candidates[key] = tuple(r for r in self.rules.get(key[0], ()) if _possible(r.pattern, key))
+        return known
 
     def _lay_out(
-        self,
-        graph: Graph,
-        chosen: Sequence[tuple[tuple[int, ...], Rule | None]],
-        placed: Mapping[int, bool],
-        blocked_nodes: set[int],
+        self, graph: Graph, chosen: Sequence[tuple[tuple[int, ...], Rule | None]], blocked_nodes: set[int]
     ) -> tuple[Kernel, ...]:
-        direct = self._direct(graph, placed)
+        kinds = graph.kinds
+        self._decide(
+            self.direct, self._direct, (k for i, k in enumerate(kinds) if i in blocked_nodes and k in self._placed)
+        )
         blocked_tensor = {t for i in blocked_nodes for t in graph.nodes[i].outputs}
+        converts = bool(blocked_nodes)
         has_plain: set[str] = set()
         has_blocked: set[str] = set()
         out: list[Kernel] = []
@@ -215,13 +261,14 @@ class MappingModel:
             blocked = nodes[-1] in blocked_nodes
             label = _default_label(graph.nodes[nodes[-1]]) if rule is None else rule.label
             inside = {t for n in nodes for t in graph.nodes[n].outputs} if len(nodes) > 1 else ()
-            for n in nodes if label else ():
+            for n in nodes if label and converts else ():
                 for t in graph.nodes[n].inputs:
-                    if not t or t in inside or graph.tensors[t].const:
+                    if not t or t in inside:
                         continue
                     is_blocked = t in blocked_tensor
                     if blocked and not is_blocked and t not in has_blocked and self.to_blocked:
-                        if not direct.get(n, False) and len(graph.tensors[t].shape) >= 3:
+                        tensor = graph.tensors[t]
+                        if not tensor.const and not self._direct.get(kinds[n], False) and len(tensor.shape) >= 3:
                             has_blocked.add(t)
                             out.append(Kernel((), self.to_blocked, True, t))
                     elif not blocked and is_blocked and t not in has_plain and self.to_plain:
@@ -234,13 +281,6 @@ class MappingModel:
             if t in blocked_tensor and t not in has_plain and self.to_plain:
                 out.append(Kernel((), self.to_plain, False, t))
         return tuple(out)
-
-    def _direct(self, graph: Graph, placed: Mapping[int, bool]) -> dict[int, bool]:
-        at = [i for i, b in placed.items() if b]
-        if self.direct is None or not at:
-            return {}
-        score = self.direct.predict(np.array([placement_row(graph, graph.nodes[i]) for i in at]))
-        return {i: bool(s > 0) for i, s in zip(at, score, strict=True)}
 
     # Saving
 
@@ -289,47 +329,58 @@ def _classifier(x: Sequence[Sequence[float]], y: Sequence[float]) -> Forest:
     return train(np.array(x), target, trees=40, leaves=16, rate=0.3, minimum=2, l2=0.0, feature_share=1.0)
 
 
-def _is_placed(node: Node) -> bool:
-    return op_type(node.op_type).category in PLACED
-
-
-def placement_row(graph: Graph, node: Node) -> list[float]:
+def placement_row(kind: NodeKind) -> list[float]:
     """What decides whether a convolution or a pooling runs blocked: channels and their alignment, group, kernel, rank."""
-    category = op_type(node.op_type).category
-    kind = [float(category == "conv_transpose"), float(category == "pool"), float(OP_CODE.get(node.op_type, 0))]
+    category, view = kind.op.category, kind.view
+    what = [float(category == "conv_transpose"), float(category == "pool"), float(OP_CODE.get(kind.op_type, 0))]
     if category == "pool":
-        x = graph.tensors[node.inputs[0]]
-        c = float(x.shape[1]) if len(x.shape) > 1 else 0.0
-        kernel = node.attrs.get("kernel_shape") or (0,)
-        ceil = float(bool(node.attrs.get("ceil_mode", 0)))
-        return [c, c, 1.0, c % 4, c % 16, c % 4, c % 16, c % 16, float(kernel[0]), ceil, float(len(x.shape)), *kind]
-    w = graph.tensors.get(node.inputs[3] if node.op_type == "QLinearConv" else node.inputs[1])
+        x = view.ins[0]
+        shape = x.shape if x is not None else ()
+        c = float(shape[1]) if len(shape) > 1 else 0.0
+        kernel = view.attr("kernel_shape") or (0,)
+        ceil = float(bool(view.attr("ceil_mode", 0)))
+        return [c, c, 1.0, c % 4, c % 16, c % 4, c % 16, c % 16, float(kernel[0]), ceil, float(len(shape)), *what]
+    w = view.ins[3 if kind.op_type == "QLinearConv" else 1]
     if w is None or len(w.shape) < 3:
         return [0.0] * PLACEMENT_FEATURES
-    group = float(node.attrs.get("group", 1) or 1)
+    group = float(view.attr("group", 1) or 1)
     cout, cin = float(w.shape[0]), float(w.shape[1])
-    dilation = node.attrs.get("dilations") or (1,)
-    kernel = float(w.shape[2])
+    dilation = view.attr("dilations") or (1,)
     return [
-        cin, cout, group, cin % 4, cin % 16, cout % 4, cout % 16, (cout / group) % 16, kernel, float(dilation[0]),
-        float(len(w.shape)), *kind,
+        cin, cout, group, cin % 4, cin % 16, cout % 4, cout % 16, (cout / group) % 16, float(w.shape[2]),
+        float(dilation[0]), float(len(w.shape)), *what,
     ]  # fmt: skip
 
 
-def _follow_keys(graph: Graph, i: int, blocked: Mapping[str, bool]) -> tuple[str, ...]:
-    """Situation of a node with a blocked input, first in full, then without who else reads its inputs.
+Situation = tuple[tuple[bool, bool, bool], ...]
+
+
+def _situation(graph: Graph, i: int, blocked: Mapping[str, bool]) -> Situation:
+    """Of each input that is no constant: is it blocked, was it made by a layer that is placed, is this its only reader."""
+    tensors, producer, consumers, outputs = graph.tensors, graph.producer, graph.consumers, graph.outputs
+    found = []
+    for t in graph.nodes[i].inputs:
+        if not t or tensors[t].const:
+            continue
+        p = producer.get(t)
+        made = p is not None and graph.kinds[p].op.category in PLACED
+        found.append((blocked.get(t, False), made, len(consumers[t]) == 1 and t not in outputs))
+    return tuple(found)
+
+
+def _follow_keys(graph: Graph, i: int, situation: Situation) -> tuple[str, ...]:
+    """Names of the situation of a node with a blocked input, first in full, then without who else reads its inputs.
 
     It holds the op type, which inputs are blocked, and whether their shapes agree.
     """
-    node = graph.nodes[i]
-    ins = [t for t in node.inputs if t and not graph.tensors[t].const]
-    flags = [blocked.get(t, False) for t in ins]
+    flags = [s[0] for s in situation]
     if not any(flags):
         return ()
-    constant = any(t and graph.tensors[t].const and graph.tensors[t].elements > 1 for t in node.inputs)
-    shapes = {graph.tensors[t].shape for t in ins}
+    node, op = graph.nodes[i], graph.kinds[i].op
+    tensors = [graph.tensors[t] for t in node.inputs if t]
+    shapes = {t.shape for t in tensors if not t.const}
     parts = [node.op_type, "all" if all(flags) else "some", "alike" if len(shapes) == 1 else "spread"]
-    if constant:
+    if any(t.const and t.elements > 1 for t in tensors):
         parts.append("c")
     if node.op_type in ("Concat", "Split", "Softmax"):
         parts.append(f"axis{node.attrs.get('axis', 0)}")
@@ -337,16 +388,13 @@ def _follow_keys(graph: Graph, i: int, blocked: Mapping[str, bool]) -> tuple[str
     elif node.op_type in ("Resize", "Upsample"):
         parts.append(str(node.attrs.get("mode", "nearest")))
         parts.append(str(node.attrs.get("coordinate_transformation_mode", "half_pixel")))
-    elif op_type(node.op_type).category == "norm":
+    elif op.category == "norm":
         parts.append("fit" if all(len(s) > 1 and s[1] % 16 == 0 for s in shapes) else "loose")
     short = "|".join(parts)
-    if len(ins) < 2:
+    if len(situation) < 2:
         return (short,)
     # An element-wise node is fused into the convolution before it, or not, by who else reads that convolution.
-    alone = [len(graph.consumers.get(t, ())) == 1 and t not in graph.outputs for t in ins]
-    made = [p is not None and _is_placed(graph.nodes[p]) for p in (graph.producer.get(t) for t in ins)]
-    each = zip(flags, made, alone, strict=True)
-    readers = sorted(f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}" for f, m, a in each)
+    readers = sorted(f"{'b' if f else 'p'}{'v' if m else ''}{'1' if a else ''}" for f, m, a in situation)
     return f"{short}|{'+'.join(readers[:4])}", short
 
 
@@ -401,50 +449,79 @@ def _parse(pattern: str) -> _Tree:
     return result
 
 
+Surroundings = tuple[str, ...]
+
+
+def _possible(pattern: str, around: Surroundings) -> bool:
+    """Whether a pattern can match a node with these surroundings (see :meth:`_Matcher.surroundings`)."""
+    _, _, children = _parse(pattern)
+    if len(children) != len(around) - 1:
+        return False
+    for child, found in zip(children, around[1:], strict=True):
+        if isinstance(child, str):
+            plain = child if child in ("", "c") else "x" if child.startswith("x") else "#"
+            if plain == "x" and found in ("", "c"):
+                return False
+            if plain == "#" and found in ("", "c", "x"):
+                return False
+            if plain in ("", "c") and found != plain:
+                return False
+        elif child[0] != found:
+            return False
+    return True
+
+
+_ABSENT, _CONSTANT, _EXTERNAL = -1, -2, -3  # an input that no node makes
+_SIGN = {_ABSENT: "", _CONSTANT: "c", _EXTERNAL: "x"}
+
+
 class _Matcher:
-    """Describes and finds patterns in one graph."""
+    """Describes and finds patterns in one graph.
+
+    ``ops`` holds the op type of each node with the placement mark, ``sources`` who makes each of its inputs: the index
+    of a node, or one of the signs above. Biases and the like of layers with weights do not count as inputs.
+    """
 
     def __init__(self, graph: Graph, blocked: set[int]) -> None:
         self.graph = graph
-        self.blocked = blocked
-        self.producer = graph.producer
         self.consumers = graph.consumers
         self.outputs = frozenset(graph.outputs)
         self.folded = graph.constant_nodes
-        self._ops: dict[int, str] = {}
-
-    def op(self, i: int) -> str:
-        """Op type, with the placement mark."""
-        name = self._ops.get(i)
-        if name is None:
-            node = self.graph.nodes[i]
+        producer, tensors, folded = graph.producer, graph.tensors, self.folded
+        self.ops: list[str] = []
+        self.sources: list[tuple[int, ...]] = []
+        for i, (node, kind) in enumerate(zip(graph.nodes, graph.kinds, strict=True)):
             name = node.op_type
-            if name == "Reshape" and node.attrs.get("allowzero", 0):
-                name += "[z]"  # exporters that set it keep runtimes from merging reshapes
-            if i in self.blocked:
+            if i in blocked:
                 name += "[b]"
-            elif name == "Transpose" and self.producer.get(node.inputs[0], -1) in self.blocked:
+            elif name == "Reshape":
+                if node.attrs.get("allowzero", 0):
+                    name += "[z]"  # exporters that set it keep runtimes from merging reshapes
+            elif name == "Transpose" and producer.get(node.inputs[0], -1) in blocked:
                 name += f"[b{''.join(map(str, node.attrs.get('perm') or ()))}]"  # may be the conversion itself
-            self._ops[i] = name
-        return name
+            self.ops.append(name)
+            keep = _COUNTED.get(kind.op.category)
+            found = []
+            for t in node.inputs if keep is None else node.inputs[:keep]:
+                p = producer.get(t)
+                if p is not None:
+                    found.append(_CONSTANT if p in folded else p)
+                else:
+                    found.append(_ABSENT if not t else _CONSTANT if tensors[t].const else _EXTERNAL)
+            self.sources.append(tuple(found))
 
-    def inputs(self, i: int) -> tuple[str, ...]:
-        """Inputs that count for a pattern. Biases and the like of layers with weights do not."""
-        node = self.graph.nodes[i]
-        keep = _COUNTED.get(op_type(node.op_type).category)
-        return node.inputs if keep is None else node.inputs[:keep]
+    def surroundings(self, i: int) -> Surroundings:
+        """Op type of a node, then of each counted input who makes it, or "", "c", "x" for the graph's input."""
+        ops = self.ops
+        return (ops[i], *[ops[p] if p >= 0 else _SIGN[p] for p in self.sources[i]])
 
-    def _constant(self, t: str) -> bool:
-        if self.graph.tensors[t].const:
-            return True
-        p = self.producer.get(t)
-        return p is not None and p in self.folded
-
-    def _leaks(self, i: int, inside: Iterable[int]) -> bool:
-        members = set(inside)
+    def _leaks(self, i: int, members: Sequence[int] | frozenset[int]) -> bool:
         for t in self.graph.nodes[i].outputs:
-            if t in self.outputs or any(c not in members for c in self.consumers.get(t, ())):
+            if t in self.outputs:
                 return True
+            for c in self.consumers.get(t, ()):
+                if c not in members:
+                    return True
         return False
 
     def describe(self, root: int, inside: frozenset[int]) -> str | None:
@@ -455,68 +532,63 @@ class _Matcher:
         def text(i: int) -> str:
             number[i] = len(number)
             parts = []
-            for t in self.inputs(i):
-                p = self.producer.get(t)
-                if not t:
-                    parts.append("")
-                elif p is not None and p in inside and p not in self.folded:
+            for p, t in zip(self.sources[i], self.graph.nodes[i].inputs, strict=False):
+                if p >= 0 and p in inside:
                     parts.append(f"#{number[p]}" if p in number else text(p))
-                elif self._constant(t):
-                    parts.append("c")
-                else:
+                elif p >= 0 or p == _EXTERNAL:
                     parts.append(f"x{outside.setdefault(t, len(outside))}")
+                else:
+                    parts.append(_SIGN[p])
             mark = "!" if i != root and self._leaks(i, inside) else ""
-            return f"{self.op(i)}{mark}({','.join(parts)})"
+            return f"{self.ops[i]}{mark}({','.join(parts)})"
 
         pattern = text(root)
         return pattern if len(number) == len(inside - self.folded) else None
 
     def match(self, pattern: str, root: int, taken: set[int]) -> list[int] | None:
         """Nodes of ``pattern`` with its last node at ``root``, none of them in ``taken``; None if it is not there."""
-        if root in taken:
-            return None
         order: list[int] = []
         leaks: list[bool] = []
-        outside: list[str] = []
-        producer = self.producer
-
-        def fits(tree: _Tree, i: int) -> bool:
-            op, leaky, children = tree
-            if i in taken or i in self.folded or self.op(i) != op or i in order:
-                return False
-            inputs = self.inputs(i)
-            if len(inputs) != len(children):
-                return False
-            order.append(i)
-            leaks.append(leaky)
-            for child, t in zip(children, inputs, strict=True):
-                if isinstance(child, str) and child.startswith("x"):
-                    if not t or self._constant(t):
-                        return False
-                    k = int(child[1:])
-                    if k == len(outside) and t not in outside:
-                        outside.append(t)
-                    elif k >= len(outside) or outside[k] != t:
-                        return False
-                elif child == "c":
-                    if not t or not self._constant(t):
-                        return False
-                elif child == "":
-                    if t:
-                        return False
-                elif isinstance(child, str):
-                    k = int(child[1:])
-                    if k >= len(order) or producer.get(t) != order[k]:
-                        return False
-                else:
-                    p = producer.get(t)
-                    if p is None or not fits(child, p):
-                        return False
-            return True
-
-        if not fits(_parse(pattern), root):
+        if not self._fits(_parse(pattern), root, taken, order, leaks, []):
             return None
         for i, leaky in zip(order[1:], leaks[1:], strict=True):
             if self._leaks(i, order) != leaky:
                 return None
         return order
+
+    def _fits(
+        self, tree: _Tree, i: int, taken: set[int], order: list[int], leaks: list[bool], outside: list[str]
+    ) -> bool:
+        op, leaky, children = tree
+        if i in taken or self.ops[i] != op or i in order or i in self.folded:
+            return False
+        sources = self.sources[i]
+        if len(sources) != len(children):
+            return False
+        order.append(i)
+        leaks.append(leaky)
+        for k, child in enumerate(children):
+            p = sources[k]
+            if child.__class__ is tuple:
+                if p < 0 or not self._fits(child, p, taken, order, leaks, outside):
+                    return False
+            elif child == "c":
+                if p != _CONSTANT:
+                    return False
+            elif child == "":
+                if p != _ABSENT:
+                    return False
+            elif child[0] == "x":
+                if p in (_CONSTANT, _ABSENT):
+                    return False
+                t = self.graph.nodes[i].inputs[k]
+                number = int(child[1:])
+                if number == len(outside) and t not in outside:
+                    outside.append(t)
+                elif number >= len(outside) or outside[number] != t:
+                    return False
+            else:
+                number = int(child[1:])
+                if number >= len(order) or p != order[number]:
+                    return False
+        return True

@@ -24,9 +24,8 @@ import numpy as np
 
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph
-from foretell.graph.ops import op_type
-from foretell.models.features import Lowered
-from foretell.models.table import group_of, lower_measured
+from foretell.models.features import Kernel, KernelKind, Lowered
+from foretell.models.table import lower_measured
 from foretell.records import Measurement
 
 Array = np.ndarray[Any, Any]
@@ -147,6 +146,19 @@ class Habits:
     flipped: frozenset[str] = frozenset()  # write in place where it is not assumed, or the other way round
 
 
+def _buffer_use(graph: Graph, kernel: Kernel, kind: KernelKind) -> tuple[str, int]:
+    """("view", "in_place" or "", position of the convolution or -1) of a kernel, by habit of most runtimes."""
+    known: tuple[str, int] | None = kind.memo.get("buffers")
+    if known is None:
+        categories = [graph.kinds[n].op.category for n in kernel.nodes]
+        distinct = set(categories)
+        conv = categories.index("conv") if "conv" in distinct else -1
+        sums = len(kernel.nodes) > 1 and conv >= 0 and len(kind.reads) > 1
+        in_place = distinct <= _IN_PLACE or sums
+        known = kind.memo["buffers"] = ("view" if distinct == {"view"} else "in_place" if in_place else "", conv)
+    return known
+
+
 def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) -> list[Event]:
     """Allocations and frees of the buffers between kernels, in order of execution.
 
@@ -156,41 +168,36 @@ def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) 
     kernels = lowered.kernels
     habits = habits or Habits()
     blocked: dict[str, bool] = {}
-    reads: list[list[str]] = []
-    writes: list[list[str]] = []
+    reads: list[Sequence[str]] = []
+    writes: list[Sequence[str]] = []
     views: list[str] = []
     main_input: list[str] = []  # what a convolution reads and cannot write over
     conversions: dict[tuple[str, bool], str] = {}
-    for kernel in kernels:
+    for kernel, kind, ins, outs in zip(kernels, lowered.kinds, lowered.reads, lowered.writes, strict=True):
         if not kernel.nodes:
             name = f"{kernel.tensor}\0{'b' if kernel.blocked else 'p'}"
             conversions[kernel.tensor, kernel.blocked] = name
             blocked[name] = kernel.blocked
-            reads.append([kernel.tensor])
-            writes.append([name])
+            reads.append(ins)
+            writes.append((name,))
             views.append("")
             main_input.append("")
             continue
-        inside = {t for n in kernel.nodes for t in graph.nodes[n].outputs}
-        ins: dict[str, None] = {}
-        outs: list[str] = []
-        for n in kernel.nodes:
-            for t in graph.nodes[n].inputs:
-                if t and t not in inside and not graph.tensors[t].const:
-                    ins[conversions.get((t, kernel.blocked), t)] = None
-            for t in graph.nodes[n].outputs:
-                if t and (t in graph.outputs or any(r not in kernel.nodes for r in graph.consumers.get(t, ()))):
-                    outs.append(t)
-                    blocked[t] = kernel.blocked
-        reads.append(list(ins))
-        writes.append(outs or [graph.nodes[kernel.nodes[-1]].outputs[0]])
-        kinds = {op_type(graph.nodes[n].op_type).category for n in kernel.nodes}
-        sums = len(kernel.nodes) > 1 and "conv" in kinds and len(ins) > 1
-        conv = next((n for n in kernel.nodes if op_type(graph.nodes[n].op_type).category == "conv"), None)
-        source = graph.nodes[conv].inputs[0] if conv is not None else ""
-        main_input.append(conversions.get((source, kernel.blocked), source))
-        in_place = (kinds <= _IN_PLACE or sums) != (kernel.label in habits.flipped)
-        views.append("view" if kinds == {"view"} else "in_place" if in_place else "")
+        if conversions:
+            ins = tuple(conversions.get((t, kernel.blocked), t) for t in ins)
+        reads.append(ins)
+        writes.append(outs or (graph.nodes[kernel.nodes[-1]].outputs[0],))
+        for t in outs:
+            blocked[t] = kernel.blocked
+        use, conv = _buffer_use(graph, kernel, kind)
+        if conv >= 0:
+            source = graph.nodes[kernel.nodes[conv]].inputs[0]
+            main_input.append(conversions.get((source, kernel.blocked), source))
+        else:
+            main_input.append("")
+        if use != "view" and kernel.label in habits.flipped:
+            use = "" if use == "in_place" else "in_place"
+        views.append(use)
     last = {t: i for i, r in enumerate(reads) for t in r}
 
     def size_of(name: str) -> int:
@@ -205,12 +212,11 @@ def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) 
     sizes: dict[int, int] = {}
     shapes: dict[int, tuple[int, ...]] = {}
     events: list[Event] = []
-    pool: list[int] = []  # dead buffers kept for reuse
-    reused: set[int] = set()
+    pool: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # dead buffers kept for reuse, by size and shape
     outputs = set(graph.outputs)
     owned = set(graph.inputs)
     count = 0
-    frees: list[tuple[int, int]] = []  # (position, buffer): a free is only final if nobody takes the buffer up again
+    frees: dict[int, int] = {}  # buffer -> position: a free is only final if nobody takes the buffer up again
     for i in range(len(kernels)):
         for k, t in enumerate(writes[i]):
             size = size_of(t)
@@ -237,13 +243,12 @@ def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) 
                     users[buffer[t]] += 1
                     continue
             shape = graph.tensors[t.partition("\0")[0]].shape
-            match = next((b for b in reversed(pool) if sizes[b] == size and shapes[b] == shape), None)
-            if match is not None and t not in outputs:
-                pool.remove(match)
-                reused.add(match)
+            dead = pool.get((size, shape)) if t not in outputs else None
+            if dead:
+                match = dead.pop()
                 buffer[t] = match
                 users[match] = 1
-                frees = [f for f in frees if f[1] != match]
+                del frees[match]
                 continue
             buffer[t] = count
             users[count] = 1
@@ -257,17 +262,16 @@ def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) 
                 b = buffer[t]
                 users[b] -= 1
                 if users[b] == 0:
-                    pool.append(b)
-                    frees.append((len(events), b))
+                    pool.setdefault((sizes[b], shapes[b]), []).append(b)
+                    frees[b] = len(events)
                 last[t] = -1
     out: list[Event] = []
     at = 0
-    for position, event in enumerate(events):
-        while at < len(frees) and frees[at][0] <= position:
-            out.append((False, frees[at][1], 0, PLAIN))
-            at += 1
-        out.append(event)
-    out.extend((False, b, 0, PLAIN) for _, b in frees[at:])
+    for b, position in frees.items():
+        out.extend(events[at:position])
+        out.append((False, b, 0, PLAIN))
+        at = position
+    out.extend(events[at:])
     return out
 
 
@@ -382,14 +386,14 @@ def _weights_by_group(graph: Graph, lowered: Lowered) -> Counter[str]:
     """Bytes of matrix constants that the kernels of each layer type read; a constant counts once."""
     out: Counter[str] = Counter()
     seen: set[str] = set()
-    for kernel, row in zip(lowered.kernels, lowered.rows, strict=True):
+    for kernel, kind in zip(lowered.kernels, lowered.kinds, strict=True):
         for n in kernel.nodes:
-            if op_type(graph.nodes[n].op_type).macs is None:
+            if graph.kinds[n].op.macs is None:
                 continue
             for t in graph.nodes[n].inputs:
                 if t and t not in seen and graph.tensors[t].const and len(graph.tensors[t].shape) > 1:
                     seen.add(t)
-                    out[group_of(kernel, row)] += graph.tensors[t].nbytes
+                    out[kind.group] += graph.tensors[t].nbytes
     return out
 
 

@@ -37,7 +37,7 @@ class Rates:
     steps: tuple[tuple[str, int, float], ...] = ()
 
 
-def _efficiency(rows: Array, dimension: str, par: int, alpha: float) -> Array:
+def _efficiency(rows: Array, dimension: str, par: float | Array, alpha: float | Array) -> Array:
     n = np.maximum(np.rint(np.expm1(rows[:, COLUMN[dimension]])), 1.0)
     eff = n / (np.ceil(n / par) * par)
     out: Array = 1.0 / ((1.0 - alpha) + alpha / eff)
@@ -105,6 +105,29 @@ def _fit_rates(ops: Array, traffic: Array, seconds: Array, rows: Array, refined:
     return best
 
 
+class _Numbers:
+    """Rates of all layer types side by side, so that a table of any of them is one pass. Arrays of (layer types,)."""
+
+    def __init__(self, rates: Mapping[str, Rates]) -> None:
+        self.number = {group: i for i, group in enumerate(rates)}
+        self._other = self.number[OTHER]
+        self.op_s = np.array([r.op_s for r in rates.values()])
+        self.bytes_s = np.array([r.bytes_s for r in rates.values()])
+        self.overhead_s = np.array([r.overhead_s for r in rates.values()])
+        self.steps: dict[str, tuple[Array, Array]] = {}  # dimension -> (par, alpha); 1 and 0 where there is no step
+        for i, r in enumerate(rates.values()):
+            for dimension, par, alpha in r.steps:
+                if dimension not in self.steps:
+                    self.steps[dimension] = (np.ones(len(rates)), np.zeros(len(rates)))
+                self.steps[dimension][0][i] = par
+                self.steps[dimension][1][i] = alpha
+
+    def of(self, table: Table) -> Array:
+        """The layer type of each kernel as a number, (kernels,)."""
+        number, other = self.number, self._other
+        return np.array([number.get(g, other) for g in table.groups], np.intp)
+
+
 class Roofline:
     """Roofline a layer type, rates fitted."""
 
@@ -113,6 +136,7 @@ class Roofline:
 
     def __init__(self) -> None:
         self.rates_: dict[str, Rates] = {}
+        self._arrays: _Numbers | None = None
 
     def fit(self, table: Table, seconds: Array) -> Self:
         """Fit rates for every layer type with at least ``MIN_ROWS`` kernels, and one pair for all others."""
@@ -134,21 +158,26 @@ class Roofline:
 
     def predict(self, table: Table) -> Array:
         """Seconds of each kernel, shape (kernels,)."""
-        out = np.empty(table.size)
-        for group, at in by_group(table).items():
-            r = self.rates_.get(group, self.rates_[OTHER])
-            out[at] = _evaluate(r, table.ops[at], table.traffic[at], table.rows[at])
+        n = self._numbers()
+        at = n.of(table)
+        compute = table.ops / n.op_s[at]
+        for dimension, (par, alpha) in n.steps.items():
+            compute /= _efficiency(table.rows, dimension, par[at], alpha[at])
+        out: Array = np.maximum(compute, table.traffic / n.bytes_s[at]) + n.overhead_s[at]
         return np.maximum(out, 1e-9)
 
     def bound(self, table: Table) -> list[str]:
         """What limits each kernel: ``compute``, ``memory`` or ``overhead``."""
-        out = [""] * table.size
-        for group, at in by_group(table).items():
-            r = self.rates_.get(group, self.rates_[OTHER])
-            compute, memory = table.ops[at] / r.op_s, table.traffic[at] / r.bytes_s
-            for j, c, m in zip(at, compute, memory, strict=True):
-                out[j] = "overhead" if r.overhead_s > max(c, m) else "compute" if c >= m else "memory"
-        return out
+        n = self._numbers()
+        at = n.of(table)
+        compute, memory, overhead = table.ops / n.op_s[at], table.traffic / n.bytes_s[at], n.overhead_s[at]
+        which = np.where(overhead > np.maximum(compute, memory), 2, np.where(compute >= memory, 0, 1))
+        return [("compute", "memory", "overhead")[k] for k in which.tolist()]
+
+    def _numbers(self) -> _Numbers:
+        if self._arrays is None or len(self._arrays.number) != len(self.rates_):
+            self._arrays = _Numbers(self.rates_)
+        return self._arrays
 
     def known(self, table: Table) -> Array:
         """Which kernels have rates of their own layer type, shape (kernels,) of bool."""
@@ -184,11 +213,3 @@ class RefinedRoofline(Roofline):
 
     name = "refined_roofline"
     refined = True
-
-
-def by_group(table: Table) -> dict[str, Array]:
-    """Row indices of each layer type."""
-    index: dict[str, list[int]] = {}
-    for i, g in enumerate(table.groups):
-        index.setdefault(g, []).append(i)
-    return {g: np.array(at) for g, at in index.items()}

@@ -31,7 +31,9 @@ class Statistical:
     name = "statistical"
     base_type: type[Roofline] = Roofline
     hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
-    trees = 200
+    # Cross-validated on generated networks, 60 quick steps are as good as 200 slow ones, and predict in a third of the time.
+    trees = 60
+    rate = 0.16
     depth = 8
 
     def __init__(self) -> None:
@@ -62,7 +64,7 @@ class Statistical:
         weight = np.sqrt(seconds)
         weight = np.minimum(weight, np.percentile(weight, 99))
         return train(
-            x, residual, weight / weight.mean(), trees=self.trees, rate=0.08, depth=self.depth, feature_share=0.6
+            x, residual, weight / weight.mean(), trees=self.trees, rate=self.rate, depth=self.depth, feature_share=0.6
         )
 
     def _inputs(self, table: Table) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foretell.graph.ir import Graph
-from foretell.models.features import COLUMN, Kernel, Lowered, Lowering
+from foretell.models.features import Kernel, Lowered, lower
 from foretell.records import Measurement
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +24,7 @@ class Table:
     Attributes:
         rows: (kernels, features).
         macs, work, traffic: (kernels,), traffic in bytes.
-        groups: the layer type of each kernel, see :func:`group_of`.
+        groups: the layer type of each kernel, see :func:`foretell.models.features.group_of`.
         graph: (kernels,) index of the graph that each kernel belongs to.
     """
 
@@ -52,25 +52,9 @@ class Table:
         )  # fmt: skip
 
 
-def group_of(kernel: Kernel, row: Array) -> str:
-    """Layer type of a kernel: what the target calls it, told apart by regime where one name covers several.
-
-    Convolutions: depthwise, grouped, dense. Matrix products: one row (bound by reading the weights) or many, with a
-    constant or with two activations.
-    """
-    if row[COLUMN["m"]] > 0 and row[COLUMN["kernel_h"]] > 0 and kernel.nodes:
-        if row[COLUMN["group"]] < 1:  # log1p(1) = 0.69
-            return f"{kernel.label}/dense"
-        lanes, depth = row[COLUMN["n"]], row[COLUMN["rows"]]
-        return f"{kernel.label}/depthwise" if lanes < 0.7 and depth < 0.7 else f"{kernel.label}/grouped"
-    if row[COLUMN["k"]] > 0 and row[COLUMN["macs"]] > 0:
-        return f"{kernel.label}/vector" if row[COLUMN["m"]] < 0.7 else f"{kernel.label}/matrix"
-    return kernel.label
-
-
 def stack(lowered: Sequence[Lowered]) -> Table:
     """One table of the kernels of several graphs."""
-    groups = tuple(group_of(k, r) for low in lowered for k, r in zip(low.kernels, low.rows, strict=True))
+    groups = tuple([k.group for low in lowered for k in low.kinds])
     return Table(
         rows=np.concatenate([low.rows for low in lowered]),
         macs=np.concatenate([low.macs for low in lowered]),
@@ -84,7 +68,7 @@ def stack(lowered: Sequence[Lowered]) -> Table:
 def lower_measured(graph: Graph, measurement: Measurement) -> Lowered:
     """Rows of the kernels that ran, as the profile tells."""
     kernels = [Kernel(k.nodes, k.op_type, bool(k.layout), k.tensor) for k in measurement.kernels]
-    return Lowering(graph).lower(kernels)
+    return lower(graph, kernels)
 
 
 def anchored_s(measurement: Measurement) -> Array:

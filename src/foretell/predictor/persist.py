@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import PredictorError, UsageError
-from foretell.models.features import DOMAIN_WIDTH, NAMES, OP_CODE
+from foretell.models.features import DOMAIN_WIDTH, NAMES
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel
@@ -61,7 +61,6 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "target": asdict(predictor.target),
         "features": list(NAMES),
-        "op_codes": OP_CODE,
         "mapping": mapping,
         "layers": layers,
         "blend": list(predictor.blend_),
@@ -165,9 +164,6 @@ def _arrays(data: bytes) -> dict[str, Array]:
 def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predictor:
     if manifest["features"] != list(NAMES):
         raise PredictorError("lists other features than this foretell computes", where="features", try_="rebuild it")
-    codes = manifest["op_codes"]
-    if any(OP_CODE.get(k) != v for k, v in codes.items()):
-        raise PredictorError("numbers op types otherwise than this foretell", where="op_codes", try_="rebuild it")
     t = manifest["target"]
     target = Target(str(t["name"]), str(t["backend"]), str(t["precision"]), int(t["threads"]), str(t["device"]))
     layers = {name: LAYER_MODELS[name].restore(manifest["layers"][name], arrays) for name in LAYER_MODELS}

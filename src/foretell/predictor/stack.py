@@ -17,9 +17,9 @@ import numpy as np
 
 from foretell.errors import FitError, UsageError
 from foretell.graph.ir import Graph
-from foretell.graph.ops import OPS
+from foretell.graph.ops import UNKNOWN
 from foretell.models.contract import LayerModel
-from foretell.models.features import COLUMN, DOMAIN, Lowered, Lowering
+from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
@@ -36,6 +36,7 @@ LAYER_MODELS: Mapping[str, type[LayerModel]] = {
 METHODS = ("default", *LAYER_MODELS)
 _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
+_WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
 _FOLDS = 4
 _MIN_NETWORKS = 8
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
@@ -147,7 +148,7 @@ class Predictor:
             mixed = _blend([held[name] for name in _BLENDED], blend)
             features, total = self._network_inputs(own, lowered, mixed, len(rows))
             error = self._network_error(features[real], total[real], measured[real])
-            if error < best:
+            if error < best * _WORTH:
                 best, self.blend_ = error, tuple(float(b) for b in blend)
         held["default"] = _blend([held[name] for name in _BLENDED], self.blend_)
         for name in METHODS:
@@ -178,7 +179,7 @@ class Predictor:
         total = np.bincount(table.graph, weights=seconds, minlength=count)
         total = np.maximum(total, 1e-9)
         kernels = np.bincount(table.graph, minlength=count).astype(float)
-        weights = np.array([np.expm1(low.rows[0, COLUMN["net_weights"]]) if len(low.rows) else 0.0 for low in lowered])
+        weights = np.array([low.weight_bytes for low in lowered], float)
         return network_features(kernels, total, weights), total
 
     def _coverage(self, table: Table, lowered: Sequence[Lowered], seconds: Array) -> Array:
@@ -195,13 +196,13 @@ class Predictor:
 
     def _outside(self, table: Table) -> Array:
         """Which kernels lie well outside what was seen of their layer type, (kernels,) of bool."""
-        columns = [COLUMN[c] for c in DOMAIN]
-        out = np.zeros(table.size, bool)
-        x = table.rows[:, columns]
-        for i, g in enumerate(table.groups):
-            seen = self.domain_.get(g)
-            if seen is not None:
-                out[i] = bool((x[i] > seen[1] + _MARGIN).any() or (x[i] < seen[0] - _MARGIN).any())
+        names = list(self.domain_)
+        number = {g: i for i, g in enumerate(names)}
+        ranges = np.array([self.domain_[g] for g in names] + [np.full((2, len(DOMAIN)), np.nan)])  # NaN: not known
+        seen = ranges[[number.get(g, -1) for g in table.groups]]
+        x = table.rows[:, [COLUMN[c] for c in DOMAIN]]
+        far = (x > seen[:, 1] + _MARGIN) | (x < seen[:, 0] - _MARGIN)
+        out: Array = np.any(far, axis=1)
         return out
 
     def calibrate(self, measurements: Sequence[Measurement], graphs: Mapping[str, Graph]) -> Self:
@@ -225,7 +226,7 @@ class Predictor:
 
     def lower(self, graph: Graph) -> Lowered:
         """Kernels that the target would run, with their rows."""
-        return Lowering(graph).lower(self.mapping_.apply(graph))
+        return lower(graph, self.mapping_.apply(graph))
 
     def _kernel_seconds(self, table: Table, method: str) -> Array:
         if method == "default":
@@ -268,10 +269,8 @@ class Predictor:
         for i, graph in enumerate(graphs):
             at = range(int(starts[i]), int(starts[i + 1]))
             latency = float(e.latency_s[i])
-            kernels = tuple(
-                _kernel(graph, e.lowered[i], j - at.start, float(e.kernel_s[j]), latency, bounds[j], bool(fitted[j]))
-                for j in at
-            )
+            part = slice(at.start, at.stop)
+            kernels = _kernels(graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist())
             warnings = list(graph.warnings)
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
             if latency > 0 and away > 0.05 * latency:
@@ -357,18 +356,19 @@ def _blend(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     return out
 
 
-def _kernel(
-    graph: Graph, lowered: Lowered, i: int, seconds: float, total: float, bound: str, fitted: bool
-) -> KernelPrediction:
-    kernel = lowered.kernels[i]
-    nodes = tuple(graph.nodes[n].name for n in kernel.nodes)
-    known = fitted and all(graph.nodes[n].op_type in OPS for n in kernel.nodes)
-    return KernelPrediction(
-        name=kernel.label,
-        nodes=nodes or (kernel.tensor,),
-        op_types=tuple(graph.nodes[n].op_type for n in kernel.nodes),
-        latency_s=seconds,
-        share=seconds / total if total > 0 else 0.0,
-        bound=bound,
-        source="fitted" if known else "roofline",
-    )
+def _kernels(
+    graph: Graph, lowered: Lowered, seconds: Sequence[float], total: float, bounds: Sequence[str], fitted: Sequence[bool]
+) -> tuple[KernelPrediction, ...]:
+    scale = 1.0 / total if total > 0 else 0.0
+    names = [node.name for node in graph.nodes]
+    out = []
+    for kernel, kind, s, bound, known in zip(lowered.kernels, lowered.kinds, seconds, bounds, fitted, strict=True):
+        label, members = kernel.label, kernel.nodes
+        about = kind.memo.get("about")
+        if about is None:
+            kinds = [graph.kinds[n] for n in members]
+            about = kind.memo["about"] = (tuple(k.op_type for k in kinds), all(k.op is not UNKNOWN for k in kinds))
+        nodes = tuple([names[n] for n in members]) or (kernel.tensor,)
+        source = "fitted" if known and about[1] else "roofline"
+        out.append(KernelPrediction(label, nodes, about[0], s, s * scale, bound, source))
+    return tuple(out)
