@@ -113,6 +113,26 @@ class Graph:
         return kinds_of(self)
 
     @cached_property
+    def wiring(self) -> tuple[int, ...]:
+        """How the nodes hang together, names aside: equal for graphs of equal structure, whatever their shapes.
+
+        For every node its inputs and outputs by number, -1 for an absent one and -2 for a constant, then -3; at the
+        end the graph's outputs.
+        """
+        number = {name: -2 for name, t in self.tensors.items() if t.const}
+        number[""] = -1
+        out: list[int] = []
+        for node in self.nodes:
+            for t in node.inputs:
+                out.append(number.setdefault(t, len(number)))
+            out.append(-4)
+            for t in node.outputs:
+                out.append(number.setdefault(t, len(number)))
+            out.append(-3)
+        out.extend(number[t] for t in self.outputs)
+        return tuple(out)
+
+    @cached_property
     def parameters(self) -> int:
         """Number of weights: elements of floating-point or 8-bit constants with at least one dimension."""
         used = {t for node in self.nodes for t in node.inputs}

@@ -29,6 +29,8 @@ from foretell.records import ExecutedKernel
 
 Array = np.ndarray[Any, Any]
 Executed = tuple[Graph, Sequence[ExecutedKernel], Sequence[int]]
+Cover = tuple[tuple[tuple[int, ...], str], ...]
+_MOST_COVERS = 4096
 _MAX_PATTERN = 24  # nodes
 _MOST_KEPT = 200_000  # answers of each kind kept for later graphs
 PLACED = ("conv", "conv_transpose", "pool")  # categories whose layout depends on their own settings
@@ -58,6 +60,7 @@ class MappingModel:
     to_blocked: str = ""
     to_plain: str = ""
     _candidates: dict[Any, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
+    _covers: dict[Any, Cover] = field(default_factory=dict, repr=False)
     _placed: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
     _direct: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
     _followed: dict[Any, bool] = field(default_factory=dict, repr=False)
@@ -74,7 +77,7 @@ class MappingModel:
         sizes: dict[str, int] = {}
         truth: list[tuple[_Matcher, dict[int, frozenset[int]]]] = []
         for graph, kernels, eliminated in examples:
-            matcher = _Matcher(graph, {n for k in kernels if k.layout for n in k.nodes})
+            matcher = _Matcher(graph, _marked_ops(graph, {n for k in kernels if k.layout for n in k.nodes}))
             roots: dict[int, frozenset[int]] = {}
             units = [(frozenset(k.nodes), k.op_type) for k in kernels if 0 < len(k.nodes) <= _MAX_PATTERN]
             units += [(frozenset((i,)), "") for i in eliminated if i not in graph.constant_nodes]
@@ -165,11 +168,13 @@ class MappingModel:
 
     def _decide(self, forest: Forest | None, memo: dict[NodeKind, bool], kinds: Iterable[NodeKind]) -> None:
         """Fill ``memo`` for the kinds that are new."""
-        new = [k for k in dict.fromkeys(kinds) if k not in memo]
+        distinct = dict.fromkeys(kinds)
+        new = [k for k in distinct if k not in memo]
         if not new:
             return
         if len(memo) > _MOST_KEPT:
             memo.clear()
+            new = list(distinct)
         if forest is None:
             memo.update(dict.fromkeys(new, False))
         else:
@@ -217,23 +222,35 @@ class MappingModel:
     def apply(self, graph: Graph) -> tuple[Kernel, ...]:
         """Kernels of ``graph`` in order of execution, with the conversions between layouts."""
         blocked = self._blocked(graph)
-        matcher = _Matcher(graph, blocked)
+        ops = _marked_ops(graph, blocked)
+        # Candidates of a search often differ in shapes alone: their cover is the same.
+        key = (tuple(ops), graph.wiring)
+        chosen = self._covers.get(key)
+        if chosen is None:
+            if len(self._covers) >= _MOST_COVERS:
+                self._covers.clear()
+            chosen = self._covers[key] = self._cover(_Matcher(graph, ops))
+        return self._lay_out(graph, chosen, blocked)
+
+    def _cover(self, matcher: _Matcher) -> Cover:
+        """(nodes, label) of each kernel in order of execution; the label is empty where nothing runs."""
+        graph = matcher.graph
         taken: set[int] = set(graph.constant_nodes)
-        chosen: list[tuple[tuple[int, ...], Rule | None]] = []
+        chosen: list[tuple[tuple[int, ...], str]] = []
         for i in range(len(graph.nodes) - 1, -1, -1):
             if i in taken:
                 continue
             found: tuple[int, ...] = (i,)
-            rule: Rule | None = None
-            for candidate in self._rules_for(matcher, i):
-                hit = matcher.match(candidate.pattern, i, taken)
+            label = _default_label(graph.nodes[i])
+            for rule in self._rules_for(matcher, i):
+                hit = matcher.match(rule.pattern, i, taken)
                 if hit is not None:
-                    found, rule = tuple(sorted(hit)) if len(hit) > 1 else (i,), candidate
+                    found, label = tuple(sorted(hit)), rule.label
                     break
             taken.update(found)
-            chosen.append((found, rule))
+            chosen.append((found, label))
         chosen.reverse()
-        return self._lay_out(graph, chosen, blocked)
+        return tuple(chosen)
 
     def _rules_for(self, matcher: _Matcher, i: int) -> tuple[Rule, ...]:
         """Rules whose last node, and what it reads, can be node ``i``: most are ruled out at one look."""
@@ -245,40 +262,37 @@ class MappingModel:
             known = self._candidates[key] = tuple(r for r in self.rules.get(key[0], ()) if _possible(r.pattern, key))
         return known
 
-    def _lay_out(
-        self, graph: Graph, chosen: Sequence[tuple[tuple[int, ...], Rule | None]], blocked_nodes: set[int]
-    ) -> tuple[Kernel, ...]:
-        kinds = graph.kinds
-        self._decide(
-            self.direct, self._direct, (k for i, k in enumerate(kinds) if i in blocked_nodes and k in self._placed)
-        )
-        blocked_tensor = {t for i in blocked_nodes for t in graph.nodes[i].outputs}
-        converts = bool(blocked_nodes)
+    def _lay_out(self, graph: Graph, chosen: Cover, blocked_nodes: set[int]) -> tuple[Kernel, ...]:
+        if not blocked_nodes:
+            return tuple([Kernel(nodes, label) for nodes, label in chosen if label])
+        kinds, all_nodes, producer = graph.kinds, graph.nodes, graph.producer
+        placed = [i for i in blocked_nodes if kinds[i].op.category in PLACED]
+        self._decide(self.direct, self._direct, [kinds[i] for i in placed])
         has_plain: set[str] = set()
         has_blocked: set[str] = set()
         out: list[Kernel] = []
-        for nodes, rule in chosen:
+        for nodes, label in chosen:
+            if not label:
+                continue
             blocked = nodes[-1] in blocked_nodes
-            label = _default_label(graph.nodes[nodes[-1]]) if rule is None else rule.label
-            inside = {t for n in nodes for t in graph.nodes[n].outputs} if len(nodes) > 1 else ()
-            for n in nodes if label and converts else ():
-                for t in graph.nodes[n].inputs:
-                    if not t or t in inside:
+            for n in nodes:
+                for t in all_nodes[n].inputs:
+                    p = producer.get(t, -1)
+                    if (p in blocked_nodes) == blocked or (p in nodes and p >= 0):
                         continue
-                    is_blocked = t in blocked_tensor
-                    if blocked and not is_blocked and t not in has_blocked and self.to_blocked:
-                        tensor = graph.tensors[t]
-                        if not tensor.const and not self._direct.get(kinds[n], False) and len(tensor.shape) >= 3:
-                            has_blocked.add(t)
-                            out.append(Kernel((), self.to_blocked, True, t))
-                    elif not blocked and is_blocked and t not in has_plain and self.to_plain:
+                    if blocked:
+                        if t and t not in has_blocked and self.to_blocked:
+                            tensor = graph.tensors[t]
+                            if not tensor.const and not self._direct.get(kinds[n], False) and len(tensor.shape) >= 3:
+                                has_blocked.add(t)
+                                out.append(Kernel((), self.to_blocked, True, t))
+                    elif t not in has_plain and self.to_plain:
                         has_plain.add(t)
                         if label != self.to_plain:  # a kernel that is itself the conversion
                             out.append(Kernel((), self.to_plain, False, t))
-            if label:
-                out.append(Kernel(nodes, label, blocked))
+            out.append(Kernel(nodes, label, blocked))
         for t in graph.outputs:
-            if t in blocked_tensor and t not in has_plain and self.to_plain:
+            if producer.get(t, -1) in blocked_nodes and t not in has_plain and self.to_plain:
                 out.append(Kernel((), self.to_plain, False, t))
         return tuple(out)
 
@@ -471,6 +485,23 @@ def _possible(pattern: str, around: Surroundings) -> bool:
     return True
 
 
+def _marked_ops(graph: Graph, blocked: set[int]) -> list[str]:
+    """Op type of each node, with the marks that tell patterns apart."""
+    producer = graph.producer
+    ops = []
+    for i, node in enumerate(graph.nodes):
+        name = node.op_type
+        if i in blocked:
+            name += "[b]"
+        elif name == "Reshape":
+            if node.attrs.get("allowzero", 0):
+                name = "Reshape[z]"  # exporters that set it keep runtimes from merging reshapes
+        elif name == "Transpose" and producer.get(node.inputs[0], -1) in blocked:
+            name += f"[b{''.join(map(str, node.attrs.get('perm') or ()))}]"  # may be the conversion itself
+        ops.append(name)
+    return ops
+
+
 _ABSENT, _CONSTANT, _EXTERNAL = -1, -2, -3  # an input that no node makes
 _SIGN = {_ABSENT: "", _CONSTANT: "c", _EXTERNAL: "x"}
 
@@ -482,24 +513,15 @@ class _Matcher:
     of a node, or one of the signs above. Biases and the like of layers with weights do not count as inputs.
     """
 
-    def __init__(self, graph: Graph, blocked: set[int]) -> None:
+    def __init__(self, graph: Graph, ops: Sequence[str]) -> None:
         self.graph = graph
+        self.ops = ops
         self.consumers = graph.consumers
         self.outputs = frozenset(graph.outputs)
         self.folded = graph.constant_nodes
         producer, tensors, folded = graph.producer, graph.tensors, self.folded
-        self.ops: list[str] = []
         self.sources: list[tuple[int, ...]] = []
-        for i, (node, kind) in enumerate(zip(graph.nodes, graph.kinds, strict=True)):
-            name = node.op_type
-            if i in blocked:
-                name += "[b]"
-            elif name == "Reshape":
-                if node.attrs.get("allowzero", 0):
-                    name += "[z]"  # exporters that set it keep runtimes from merging reshapes
-            elif name == "Transpose" and producer.get(node.inputs[0], -1) in blocked:
-                name += f"[b{''.join(map(str, node.attrs.get('perm') or ()))}]"  # may be the conversion itself
-            self.ops.append(name)
+        for node, kind in zip(graph.nodes, graph.kinds, strict=True):
             keep = _COUNTED.get(kind.op.category)
             found = []
             for t in node.inputs if keep is None else node.inputs[:keep]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class Predictor:
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
+    _lowered: WeakKeyDictionary[Graph, Lowered] = field(default_factory=WeakKeyDictionary, repr=False)
 
     # Learning
 
@@ -90,6 +92,7 @@ class Predictor:
         start = time.perf_counter()
         tell("mapping", 0.0)
         kept = [graphs[m.graph] for m in rows]
+        self._lowered.clear()
         self.mapping_ = MappingModel.fit([(g, m.kernels, m.eliminated) for g, m in zip(kept, rows, strict=True)])
         tell("features", 0.15)
         table = stack([lower_measured(g, m) for g, m in zip(kept, rows, strict=True)])
@@ -225,8 +228,11 @@ class Predictor:
     # Predicting
 
     def lower(self, graph: Graph) -> Lowered:
-        """Kernels that the target would run, with their rows."""
-        return lower(graph, self.mapping_.apply(graph))
+        """Kernels that the target would run, with their rows. Kept as long as the graph is."""
+        known = self._lowered.get(graph)
+        if known is None:
+            known = self._lowered[graph] = lower(graph, self.mapping_.apply(graph))
+        return known
 
     def _kernel_seconds(self, table: Table, method: str) -> Array:
         if method == "default":
@@ -270,7 +276,9 @@ class Predictor:
             at = range(int(starts[i]), int(starts[i + 1]))
             latency = float(e.latency_s[i])
             part = slice(at.start, at.stop)
-            kernels = _kernels(graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist())
+            kernels = _kernels(
+                graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
+            )
             warnings = list(graph.warnings)
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
             if latency > 0 and away > 0.05 * latency:
@@ -357,7 +365,12 @@ def _blend(parts: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def _kernels(
-    graph: Graph, lowered: Lowered, seconds: Sequence[float], total: float, bounds: Sequence[str], fitted: Sequence[bool]
+    graph: Graph,
+    lowered: Lowered,
+    seconds: Sequence[float],
+    total: float,
+    bounds: Sequence[str],
+    fitted: Sequence[bool],
 ) -> tuple[KernelPrediction, ...]:
     scale = 1.0 / total if total > 0 else 0.0
     names = [node.name for node in graph.nodes]
