@@ -8,10 +8,13 @@ Writes results/speed.json and .md. The rows have the schema of all results, and 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from common import provenance, row, table, write
@@ -30,8 +33,13 @@ def best(work: Callable[[], object], repeats: int) -> float:
 
 
 def cold(target: str) -> float:
+    """A whole process, with bytecode in place as after pip install."""
     command = [sys.executable, "-m", "foretell.cli", "predict", "zoo:mobilenetv2_100", "--target", target]
-    return best(lambda: subprocess.run(command, check=True, capture_output=True), 9)
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return best(lambda: subprocess.run(command, check=True, capture_output=True, env=environment), 9)
 
 
 def candidates(count: int) -> list[object]:
@@ -77,9 +85,14 @@ def main() -> None:
     start = time.perf_counter()
     predictor.latencies_s(graphs)
     first = len(graphs) / (time.perf_counter() - start)
-    found.append((f"batch of {len(graphs)} distinct graphs, first time", first, "graphs/s", "at least 1000"))
+    found.append((f"batch of {len(graphs)} graphs read, every shape new", first, "graphs/s", "at least 1000"))
+    fresh = [replace(g) for g in graphs]  # equal graphs, as a search meets known layers in other candidates
+    start = time.perf_counter()
+    predictor.latencies_s(fresh)
+    known = len(graphs) / (time.perf_counter() - start)
+    found.append((f"batch of {len(graphs)} graphs read, every layer known", known, "graphs/s", "at least 1000"))
     again = len(graphs) / best(lambda: predictor.latencies_s(graphs), 3)
-    found.append((f"batch of {len(graphs)} distinct graphs, seen before", again, "graphs/s", "at least 1000"))
+    found.append((f"batch of {len(graphs)} graphs, the same objects again", again, "graphs/s", "at least 1000"))
     data = api.zoo_bytes("resnet50")
     predicted = predictor.predict(api.read_model(data)).latency_s
     assert predicted is not None

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from foretell import __version__
 from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
-
-if TYPE_CHECKING:
-    from foretell.records import Prediction, Value
-    from foretell.report.tables import Sheet
 
 FORMATS = ("table", "json", "csv", "markdown")
 EXIT_CODES = """
@@ -115,69 +111,12 @@ def predict(
 ) -> None:
     """Predict latency and peak memory of MODELS (ONNX files, or zoo:NAME)."""
     from foretell import api
-    from foretell.report import tables
+    from foretell.report import sheets, tables
 
     predictor = api.load(target)
     graphs = [api.read_model(m, shapes=_shapes(shapes), batch=batch) for m in models]
     predictions = predictor.predict_many(graphs, method)
-    data = [p.to_dict() for p in predictions]
-    sheets = [_prediction_sheet(p, top) for p in predictions] if len(models) == 1 else [_compare(predictions)]
-    tables.show(sheets, data[0] if len(models) == 1 else data, form)
-
-
-def _range(value: Value | None, fmt: Any) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
-    )
-
-
-def _prediction_sheet(p: Prediction, top: int) -> Sheet:
-    from foretell import units
-    from foretell.report.tables import Sheet
-
-    kernels = sorted(p.kernels, key=lambda k: -k.latency_s)
-    shown = kernels if top < 0 else kernels[:top]
-    head = "\n".join([
-        f"{p.model} on {p.target}",
-        f"latency      {_range(p.latency_s, units.seconds)}",
-        f"peak memory  {_range(p.peak_memory_bytes, units.size)}",
-        f"energy       {_range(p.energy_j, units.joules)}",
-        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
-        f"{units.percent(p.coverage, 0)} of the time from fitted models",
-    ])  # fmt: skip
-    rows = tuple(
-        (
-            k.name,
-            "+".join(k.op_types) or "-",
-            k.nodes[-1],
-            units.seconds(k.latency_s),
-            units.percent(k.share),
-            k.bound,
-            k.source,
-        )
-        for k in shown
-    )
-    notes = list(p.warnings)
-    return Sheet(
-        ("kernel", "op types", "node", "latency", "share", "bound", "source"), rows, head, tuple(notes), (3, 4)
-    )
-
-
-def _compare(predictions: list[Prediction]) -> Sheet:
-    from foretell import units
-    from foretell.report.tables import Sheet
-
-    rows = tuple(
-        (
-            p.model, p.target, _range(p.latency_s, units.seconds), _range(p.peak_memory_bytes, units.size),
-            units.count(p.macs), units.percent(p.coverage, 0), str(len(p.warnings)),
-        )
-        for p in predictions
-    )  # fmt: skip
-    notes = tuple(f"{p.model}: {w}" for p in predictions for w in p.warnings)
-    return Sheet(("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings"), rows, "", notes)
+    tables.show(*(sheets.prediction(predictions[0], top) if len(models) == 1 else sheets.comparison(predictions)), form)
 
 
 @app.command(
@@ -190,99 +129,30 @@ def _compare(predictions: list[Prediction]) -> Sheet:
 @format_option
 def inspect(model: str, shapes: tuple[str, ...], batch: int | None, nodes: bool, form: str) -> None:
     """Show what MODEL computes: MACs, parameters, bytes moved, memory, op types."""
-    from foretell import api, units
-    from foretell.graph.cost import cost
-    from foretell.graph.memory import memory_use
-    from foretell.graph.ops import op_type
-    from foretell.report import tables
+    from foretell import api
+    from foretell.report import sheets, tables
 
-    graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
-    c, memory = cost(graph), memory_use(graph)
-    moved = c.read_bytes + c.write_bytes + c.weight_bytes
-    data = {
-        "model": graph.name,
-        "inputs": {t: list(graph.tensors[t].shape) for t in graph.inputs},
-        "outputs": {t: list(graph.tensors[t].shape) for t in graph.outputs},
-        "nodes": len(graph.nodes),
-        "macs": c.total_macs,
-        "parameters": graph.parameters,
-        "weight_bytes": memory.weight_bytes,
-        "peak_activation_bytes": memory.peak_activation_bytes,
-        "traffic_bytes": int(moved.sum()),
-        "unknown_op_types": list(c.unknown),
-        "warnings": list(graph.warnings),
-    }
-    head = "\n".join([
-        f"{graph.name}: {len(graph.nodes)} nodes, {units.count(c.total_macs)}MACs, {units.count(graph.parameters)} parameters",
-        "inputs       " + ", ".join(f"{t} {'x'.join(map(str, graph.tensors[t].shape))}" for t in graph.inputs),
-        "outputs      " + ", ".join(f"{t} {'x'.join(map(str, graph.tensors[t].shape))}" for t in graph.outputs),
-        f"weights      {units.size(memory.weight_bytes)}",
-        f"activations  {units.size(memory.peak_activation_bytes)} at the peak (lifetimes, no runtime)",
-    ])  # fmt: skip
-    rows: list[tuple[str, ...]] = []
-    if nodes:
-        titles: tuple[str, ...] = ("node", "op type", "output", "MACs", "bytes")
-        for i, n in enumerate(graph.nodes):
-            out = graph.tensors[n.outputs[0]].shape if n.outputs else ()
-            rows.append((n.name, n.op_type, "x".join(map(str, out)), units.count(c.macs[i]), units.size(moved[i])))
-        data["node_list"] = [
-            {"name": n.name, "op_type": n.op_type, "macs": int(c.macs[i]), "traffic_bytes": int(moved[i])}
-            for i, n in enumerate(graph.nodes)
-        ]
-        right: tuple[int, ...] = (3, 4)
-    else:
-        titles, right = ("op type", "category", "nodes", "MACs", "bytes"), (2, 3, 4)
-        by: dict[str, list[float]] = {}
-        for i, n in enumerate(graph.nodes):
-            entry = by.setdefault(n.op_type, [0, 0, 0])
-            entry[0] += 1
-            entry[1] += c.macs[i]
-            entry[2] += moved[i]
-        for op, (count, macs, size) in sorted(by.items(), key=lambda kv: (-kv[1][1], -kv[1][2])):
-            rows.append((op, op_type(op).category, str(int(count)), units.count(macs), units.size(size)))
-        data["op_types"] = {
-            op: {"nodes": int(v[0]), "macs": int(v[1]), "traffic_bytes": int(v[2])} for op, v in by.items()
-        }
-    tables.show([tables.Sheet(titles, tuple(rows), head, graph.warnings, right)], data, form)
+    tables.show(*sheets.inspection(api.read_model(model, shapes=_shapes(shapes), batch=batch), nodes), form)
+
+
+@app.command(epilog="Example:  foretell zoo --format csv")
+@format_option
+def zoo(form: str) -> None:
+    """List the networks that ship with foretell; `zoo:NAME` stands for one of them wherever a model is asked for."""
+    from foretell import api
+    from foretell.report import sheets, tables
+
+    tables.show(*sheets.zoo([api.read_model(api.ZOO + n) for n in api.zoo_names()]), form)
 
 
 @app.command(epilog="Example:  foretell targets --format json")
 @format_option
 def targets(form: str) -> None:
     """List the predictors that are installed, with their errors."""
-    from dataclasses import asdict
-
     from foretell import api
-    from foretell.report import tables
+    from foretell.report import sheets, tables
 
-    found = api.targets()
-    rows = []
-    data = []
-    for t in found:
-        card, latency = t.get("card", {}), t.get("card", {}).get("latency") or {}
-        rows.append((
-            t["name"], card.get("runtime", "-") if "error" not in t else "corrupt",
-            f"{latency['mape']:.1f} %" if latency else "-", f"{card.get('noise_floor_percent', 0):.1f} %" if card else "-",
-            f"{(card.get('peak_memory') or {}).get('mape', 0):.1f} %" if card.get("peak_memory") else "-",
-            str(card.get("train_measurements", "-")), str(card.get("device_minutes", "-")), card.get("created", "-"),
-            card.get("cpu", "-"),
-        ))  # fmt: skip
-        data.append({**t, "target": asdict(t["target"])} if "target" in t else t)
-    notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
-    if not found:
-        notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
-    titles = (
-        "target",
-        "runtime",
-        "latency error",
-        "noise floor",
-        "memory error",
-        "measurements",
-        "device min",
-        "date",
-        "measured on",
-    )
-    tables.show([tables.Sheet(titles, tuple(rows), "", notes, (2, 3, 4, 5, 6))], data, form)
+    tables.show(*sheets.targets(api.targets()), form)
 
 
 @app.command(
@@ -318,12 +188,12 @@ def build(
     from foretell import api, backends
     from foretell import build as journey
     from foretell.predictor.persist import check_folder
-    from foretell.report import tables
+    from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
     plan = journey.plan_build(backend, minutes=minutes, precision=precision, threads=threads, seed=seed)
     if dry_run:
-        tables.show(*_plan_sheets(plan), form)
+        tables.show(*sheets.plan(plan), form)
         return
     where = output or api.home() / "predictors" / plan.target.name
     # Before measuring for a quarter of an hour:
@@ -337,10 +207,7 @@ def build(
             line.update(share, left, text)
 
         built = journey.build(plan, _store(store), where, tell, force=force)
-    sheets, data = _judged(built.rows, built.noise_floor, plan.target.name)
-    data["folder"] = str(where)
-    data["card"] = built.predictor.card
-    tables.show(sheets, data, form)
+    tables.show(*sheets.judged(built.rows, built.noise_floor, plan.target.name, where, built.predictor.card), form)
     if form == "table":
         click.echo(f"\nsaved to {where}; use it with: foretell predict MODEL --target {output or plan.target.name}")
 
@@ -359,53 +226,6 @@ def _store(path: Path | None) -> Any:
     return Store(path or api.home() / "measurements.sqlite")
 
 
-def _plan_sheets(plan: Any) -> tuple[list[Sheet], dict[str, Any]]:
-    from foretell.report.tables import Sheet
-
-    spaces: dict[str, int] = {}
-    for e in plan.entries:
-        spaces[e.space] = spaces.get(e.space, 0) + 1
-    rows = [(space, str(n), "generated", "trains") for space, n in sorted(spaces.items())]
-    rows.append(("zoo", str(len(plan.judges)), "real networks", "judge, and set the intervals"))
-    head = (
-        f"plan for {plan.target.name}: {plan.minutes:g} minutes on {plan.workers} workers, seed {plan.seed}; "
-        "it is cut where the budget ends"
-    )
-    data = {
-        "target": plan.target.name, "minutes": plan.minutes, "workers": plan.workers, "seed": plan.seed,
-        "entries": [{"space": e.space, "seed": e.seed} for e in plan.entries], "judges": list(plan.judges),
-    }  # fmt: skip
-    return [Sheet(("space", "graphs", "kind", "use"), tuple(rows), head, (), (1,))], data
-
-
-def _judged(rows: list[dict[str, Any]], floor: float | None, target: str) -> tuple[list[Sheet], dict[str, Any]]:
-    from foretell.report.tables import Sheet
-
-    cells = []
-    for r in rows:
-        s = r["score"]
-        cells.append((
-            r["metric"], r["estimator"], r["part"], str(s.networks), f"{s.mape:.2f}", f"{s.median_ape:.2f}", f"{s.within_5:.0f}",
-            f"{s.within_10:.0f}", "-" if s.spearman is None else f"{s.spearman:.4f}",
-            "-" if s.interval_coverage is None else f"{s.interval_coverage:.0f}",
-        ))  # fmt: skip
-    titles = (
-        "metric",
-        "estimator",
-        "networks",
-        "n",
-        "MAPE %",
-        "median %",
-        "within 5",
-        "within 10",
-        "Spearman",
-        "in interval",
-    )
-    head = f"{target}: real networks of families that trained nothing; noise floor {floor} %"
-    data = {"target": target, "noise_floor": floor, "rows": [{**r, "score": r["score"].to_dict()} for r in rows]}
-    return [Sheet(titles, tuple(cells), head, (), tuple(range(3, 10)))], data
-
-
 @app.command(epilog="Example:  foretell measure model.onnx zoo:resnet18 --processes 6")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--target", "backend", default="ort", show_default=True, help="Backend to measure with.")
@@ -422,10 +242,10 @@ def measure(
     batch: int | None, store: Path | None, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Measure MODELS on this machine; weights that are absent are made up. Rows go to the store."""
-    from foretell import api, backends, units
+    from foretell import api, backends
     from foretell import build as journey
     from foretell.formats.onnx_write import rebind
-    from foretell.report import tables
+    from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
     chosen = backends.get(backend)
@@ -440,23 +260,7 @@ def measure(
         rows = journey.measure_models(
             _store(store), target, data, processes, lambda stage, share, left, text: line.update(share, left, text)
         )
-    cells = tuple(
-        (
-            m.name, m.target.name, m.verdict, units.seconds(m.latency_s), f"{(m.noise or 0) * 100:.1f} %",
-            units.size(m.peak_memory_bytes), str(len(m.process_latency_s)), m.error,
-        )
-        for m in rows
-    )  # fmt: skip
-    out = [
-        {
-            "model": m.name, "target": m.target.name, "verdict": m.verdict, "latency_s": m.latency_s,
-            "process_latency_s": list(m.process_latency_s), "peak_memory_bytes": m.peak_memory_bytes,
-            "noise": m.noise, "protocol": m.protocol, "error": m.error, "environment": dict(m.environment),
-        }
-        for m in rows
-    ]  # fmt: skip
-    titles = ("model", "target", "verdict", "latency", "+-", "peak memory", "processes", "problem")
-    tables.show([tables.Sheet(titles, cells, "", (), (3, 4, 5, 6))], out, form)
+    tables.show(*sheets.measured(rows), form)
     if all(m.verdict == "failed" for m in rows):
         sys.exit(6)
 
@@ -475,7 +279,7 @@ def fit(target: str, stores: tuple[Path, ...], output: Path | None, force: bool,
     from foretell import api
     from foretell import build as journey
     from foretell.errors import FitError
-    from foretell.report import tables
+    from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
     name = api.ALIASES.get(target, target)
@@ -490,8 +294,7 @@ def fit(target: str, stores: tuple[Path, ...], output: Path | None, force: bool,
         raise FitError("the predictor is worse than the refined roofline, and was not saved", try_="--force")
     where = output or api.home() / "predictors" / name
     built.predictor.save(where)
-    sheets, data = _judged(built.rows, built.noise_floor, name)
-    tables.show(sheets, {**data, "folder": str(where), "card": built.predictor.card}, form)
+    tables.show(*sheets.judged(built.rows, built.noise_floor, name, where, built.predictor.card), form)
 
 
 def _measured(stores: tuple[Path, ...], target: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
@@ -526,7 +329,7 @@ def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
     from foretell.bench import protocol
     from foretell.errors import FitError
     from foretell.predictor.judge import judge
-    from foretell.report import tables
+    from foretell.report import sheets, tables
 
     predictor = api.load(target)
     train, test, graphs = _measured(stores, predictor.target.name)
@@ -539,7 +342,7 @@ def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
     floor = protocol.noise_floor(test)
     pair = protocol.pair_noise(test)
     value = floor if floor is not None else (pair or 0.0) / 3**0.5
-    tables.show(*_judged(rows, round(value * 100, 2), predictor.target.name), form)
+    tables.show(*sheets.judged(rows, round(value * 100, 2), predictor.target.name), form)
 
 
 @app.command(epilog="Example:  foretell doctor")
@@ -547,11 +350,10 @@ def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
 def doctor(form: str) -> None:
     """Check this installation and whether this machine is fit for measuring."""
     from foretell.doctor import checks
-    from foretell.report import tables
+    from foretell.report import sheets, tables
 
     found = checks()
-    sheet = tables.Sheet(("check", "state", "detail"), tuple((c.name, c.state, c.detail) for c in found))
-    tables.show([sheet], [{"name": c.name, "state": c.state, "detail": c.detail} for c in found], form)
+    tables.show(*sheets.checks(found), form)
     if any(c.state == "bad" for c in found):
         sys.exit(1)
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,17 @@ FORMATS = ("table", "json", "csv", "markdown")
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table: titles, rows of cells for people, and a line above and below."""
+    """A table: titles, rows of cells for people, and a line above and below.
+
+    ``records`` are the same rows with plain numbers, for CSV; without them CSV gets the cells.
+    """
 
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     head: str = ""
     notes: tuple[str, ...] = ()
     right: tuple[int, ...] = ()  # columns aligned right
+    records: tuple[Mapping[str, Any], ...] = ()
 
 
 def show(sheets: Sequence[Sheet], data: Any, form: str) -> None:
@@ -40,8 +44,12 @@ def as_csv(sheet: Sheet) -> str:
     """Comma-separated, one title row."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(sheet.titles)
-    writer.writerows([_plain(c) for c in row] for row in sheet.rows)
+    if sheet.records:
+        writer.writerow(sheet.records[0])
+        writer.writerows([_plain(c) if isinstance(c, str) else c for c in r.values()] for r in sheet.records)
+    else:
+        writer.writerow(sheet.titles)
+        writer.writerows([_plain(c) for c in row] for row in sheet.rows)
     return out.getvalue()
 
 
@@ -67,7 +75,11 @@ def _rich(sheets: Sequence[Sheet]) -> None:
     from rich.text import Text
 
     # Into a pipe or a file nothing is cut; a terminal gets its width.
-    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 240)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:  # the reader has seen enough; not a failure
+            raise BrokenPipeError
+
+    console = Pipe(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 240)
     for i, sheet in enumerate(sheets):
         if i:
             console.print()

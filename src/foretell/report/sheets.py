@@ -1,0 +1,233 @@
+"""What each verb prints: a table for people, and the same as data. Every function gives (sheets, data)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from foretell import units
+from foretell.graph.cost import cost
+from foretell.graph.ir import Graph
+from foretell.graph.memory import memory_use
+from foretell.graph.ops import op_type
+from foretell.records import METRICS, Measurement, Prediction, Value
+from foretell.report.tables import Sheet
+
+Shown = tuple[list[Sheet], Any]
+_FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size}
+
+
+def _range(metric: str, value: Value | None) -> str:
+    if value is None:
+        return "-"
+    fmt = _FORMAT[metric]
+    return f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+
+
+def prediction(p: Prediction, top: int) -> Shown:
+    """One network: its totals above, its ``top`` dearest kernels below (-1: all)."""
+    kernels = sorted(p.kernels, key=lambda k: -k.latency_s)
+    shown = kernels if top < 0 else kernels[:top]
+    head = "\n".join([
+        f"{p.model} on {p.target}",
+        f"latency      {_range('latency_s', p.latency_s)}",
+        f"peak memory  {_range('peak_memory_bytes', p.peak_memory_bytes)}",
+        f"energy       {_range('energy_j', p.energy_j)}",
+        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
+        f"{units.percent(p.coverage, 0)} of the time from fitted models",
+    ])  # fmt: skip
+    rows = tuple(
+        (k.name, "+".join(k.op_types) or "-", k.nodes[-1], units.seconds(k.latency_s), units.percent(k.share), k.bound,
+         k.source)
+        for k in shown
+    )  # fmt: skip
+    titles = ("kernel", "op types", "node", "latency", "share", "bound", "source")
+    records = tuple({**k._asdict(), "nodes": "+".join(k.nodes), "op_types": "+".join(k.op_types)} for k in shown)
+    return [Sheet(titles, rows, head, tuple(p.warnings), (3, 4), records)], p.to_dict()
+
+
+def comparison(predictions: Sequence[Prediction]) -> Shown:
+    """Several networks, one row each."""
+    rows = tuple(
+        (p.model, p.target, _range("latency_s", p.latency_s), _range("peak_memory_bytes", p.peak_memory_bytes),
+         units.count(p.macs), units.percent(p.coverage, 0), str(len(p.warnings)))
+        for p in predictions
+    )  # fmt: skip
+    records = []
+    for p in predictions:
+        record: dict[str, Any] = {"model": p.model, "target": p.target}
+        for metric in METRICS:
+            value: Value | None = getattr(p, metric)
+            for field in ("value", "low", "high"):
+                name = metric if field == "value" else f"{metric}_{field}"
+                record[name] = None if value is None else getattr(value, field)
+        record.update(macs=p.macs, parameters=p.parameters, coverage=p.coverage, warnings="; ".join(p.warnings))
+        records.append(record)
+    notes = tuple(f"{p.model}: {w}" for p in predictions for w in p.warnings)
+    titles = ("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings")
+    return [Sheet(titles, rows, "", notes, (), tuple(records))], [p.to_dict() for p in predictions]
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def inspection(graph: Graph, nodes: bool) -> Shown:
+    """What a graph computes, by op type or node by node."""
+    c, memory = cost(graph), memory_use(graph)
+    moved = c.read_bytes + c.write_bytes + c.weight_bytes
+    data: dict[str, Any] = {
+        "model": graph.name,
+        "inputs": {t: list(graph.tensors[t].shape) for t in graph.inputs},
+        "outputs": {t: list(graph.tensors[t].shape) for t in graph.outputs},
+        "nodes": len(graph.nodes),
+        "macs": c.total_macs,
+        "parameters": graph.parameters,
+        "weight_bytes": memory.weight_bytes,
+        "peak_activation_bytes": memory.peak_activation_bytes,
+        "traffic_bytes": int(moved.sum()),
+        "unknown_op_types": list(c.unknown),
+        "warnings": list(graph.warnings),
+    }
+    head = "\n".join([
+        f"{graph.name}: {len(graph.nodes)} nodes, {units.count(c.total_macs)}MACs, {units.count(graph.parameters)} parameters",
+        "inputs       " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.inputs),
+        "outputs      " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.outputs),
+        f"weights      {units.size(memory.weight_bytes)}",
+        f"activations  {units.size(memory.peak_activation_bytes)} at the peak (lifetimes, no runtime)",
+    ])  # fmt: skip
+    if nodes:
+        titles: tuple[str, ...] = ("node", "op type", "output", "MACs", "bytes")
+        records: list[dict[str, Any]] = [
+            {"name": n.name, "op_type": n.op_type, "macs": int(c.macs[i]), "traffic_bytes": int(moved[i])}
+            for i, n in enumerate(graph.nodes)
+        ]
+        rows = [
+            (n.name, n.op_type, _dims(graph.tensors[n.outputs[0]].shape if n.outputs else ()), units.count(c.macs[i]),
+             units.size(moved[i]))
+            for i, n in enumerate(graph.nodes)
+        ]  # fmt: skip
+        data["node_list"] = records
+        return [Sheet(titles, tuple(rows), head, graph.warnings, (3, 4), tuple(records))], data
+    by: dict[str, dict[str, int]] = {}
+    for i, n in enumerate(graph.nodes):
+        entry = by.setdefault(n.op_type, {"nodes": 0, "macs": 0, "traffic_bytes": 0})
+        entry["nodes"] += 1
+        entry["macs"] += int(c.macs[i])
+        entry["traffic_bytes"] += int(moved[i])
+    data["op_types"] = by
+    order = sorted(by.items(), key=lambda kv: (-kv[1]["macs"], -kv[1]["traffic_bytes"]))
+    rows = [
+        (op, op_type(op).category, str(v["nodes"]), units.count(v["macs"]), units.size(v["traffic_bytes"]))
+        for op, v in order
+    ]
+    titles = ("op type", "category", "nodes", "MACs", "bytes")
+    records = [{"op_type": op, "category": op_type(op).category, **v} for op, v in order]
+    return [Sheet(titles, tuple(rows), head, graph.warnings, (2, 3, 4), tuple(records))], data
+
+
+def zoo(graphs: Sequence[Graph]) -> Shown:
+    """The networks that ship."""
+    records: list[dict[str, Any]] = [
+        {"model": f"zoo:{g.name}", "nodes": len(g.nodes), "macs": cost(g).total_macs, "parameters": g.parameters,
+         "input": _dims(g.tensors[g.inputs[0]].shape)}
+        for g in graphs
+    ]  # fmt: skip
+    rows = tuple(
+        (r["model"], str(r["nodes"]), units.count(r["macs"]), units.count(r["parameters"]), r["input"]) for r in records
+    )
+    return [Sheet(("model", "nodes", "MACs", "parameters", "input"), rows, "", (), (1, 2, 3), tuple(records))], records
+
+
+def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
+    """Installed predictors, from their cards."""
+    rows, data = [], []
+    for t in found:
+        card: Mapping[str, Any] = t.get("card", {})
+        latency, memory = card.get("latency") or {}, card.get("peak_memory") or {}
+        rows.append((
+            t["name"], card.get("runtime", "-") if "error" not in t else "corrupt",
+            f"{latency['mape']:.1f} %" if latency else "-", f"{card.get('noise_floor_percent') or 0:.1f} %" if card else "-",
+            f"{memory['mape']:.1f} %" if memory else "-", str(card.get("train_measurements", "-")),
+            str(card.get("device_minutes", "-")), card.get("created", "-"), card.get("cpu", "-"),
+        ))  # fmt: skip
+        data.append({**t, "target": asdict(t["target"])} if "target" in t else dict(t))
+    notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
+    if not found:
+        notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
+    titles = (
+        "target", "runtime", "latency error", "noise floor", "memory error", "measurements", "device min", "date", "measured on",
+    )  # fmt: skip
+    return [Sheet(titles, tuple(rows), "", notes, (2, 3, 4, 5, 6))], data
+
+
+def plan(p: Any) -> Shown:
+    """What a build would measure."""
+    spaces: dict[str, int] = {}
+    for e in p.entries:
+        spaces[e.space] = spaces.get(e.space, 0) + 1
+    rows = [(space, str(n), "generated", "trains") for space, n in sorted(spaces.items())]
+    rows.append(("zoo", str(len(p.judges)), "real networks", "judge, and set the intervals"))
+    head = (
+        f"plan for {p.target.name}: {p.minutes:g} minutes on {p.workers} workers, seed {p.seed}; "
+        "it is cut where the budget ends"
+    )
+    data = {
+        "target": p.target.name, "minutes": p.minutes, "workers": p.workers, "seed": p.seed,
+        "entries": [{"space": e.space, "seed": e.seed} for e in p.entries], "judges": list(p.judges),
+    }  # fmt: skip
+    return [Sheet(("space", "graphs", "kind", "use"), tuple(rows), head, (), (1,))], data
+
+
+def judged(
+    rows: Sequence[Mapping[str, Any]], floor: float | None, target: str, folder: Path | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Shown:  # fmt: skip
+    """Errors of every estimator on real networks."""
+    cells = []
+    for r in rows:
+        s = r["score"]
+        cells.append((
+            r["metric"], r["estimator"], r["part"], str(s.networks), f"{s.mape:.2f}", f"{s.median_ape:.2f}", f"{s.within_5:.0f}",
+            f"{s.within_10:.0f}", "-" if s.spearman is None else f"{s.spearman:.4f}",
+            "-" if s.interval_coverage is None else f"{s.interval_coverage:.0f}",
+        ))  # fmt: skip
+    titles = (
+        "metric", "estimator", "networks", "n", "MAPE %", "median %", "within 5", "within 10", "Spearman", "in interval",
+    )  # fmt: skip
+    head = f"{target}: real networks of families that trained nothing; noise floor {floor} %"
+    data: dict[str, Any] = {
+        "target": target, "noise_floor": floor, "rows": [{**r, "score": r["score"].to_dict()} for r in rows],
+    }  # fmt: skip
+    if folder is not None:
+        data.update(folder=str(folder), card=card)
+    return [Sheet(titles, tuple(cells), head, (), tuple(range(3, 10)))], data
+
+
+def measured(rows: Sequence[Measurement]) -> Shown:
+    """Measurements as they came."""
+    cells = tuple(
+        (m.name, m.target.name, m.verdict, units.seconds(m.latency_s), f"{(m.noise or 0) * 100:.1f} %",
+         units.size(m.peak_memory_bytes), str(len(m.process_latency_s)), m.error)
+        for m in rows
+    )  # fmt: skip
+    data = [
+        {"model": m.name, "target": m.target.name, "verdict": m.verdict, "latency_s": m.latency_s,
+         "process_latency_s": list(m.process_latency_s), "peak_memory_bytes": m.peak_memory_bytes,
+         "noise": m.noise, "protocol": m.protocol, "error": m.error, "environment": dict(m.environment)}
+        for m in rows
+    ]  # fmt: skip
+    titles = ("model", "target", "verdict", "latency", "+-", "peak memory", "processes", "problem")
+    skipped = ("process_latency_s", "environment")
+    records = tuple({k: v for k, v in d.items() if k not in skipped} for d in data)
+    return [Sheet(titles, cells, "", (), (3, 4, 5, 6), records)], data
+
+
+def checks(found: Sequence[Any]) -> Shown:
+    """What the doctor found."""
+    rows = tuple((c.name, c.state, c.detail) for c in found)
+    return [Sheet(("check", "state", "detail"), rows)], [
+        {"name": c.name, "state": c.state, "detail": c.detail} for c in found
+    ]
