@@ -26,6 +26,14 @@ FLOATS = frozenset(("f32", "f16", "bf16", "f64", "f8", "f4"))
 Shape = tuple[int, ...]
 
 
+class Quantization(NamedTuple):
+    """real = scale * (stored - zero_point); one entry for the whole tensor, or one for each index along ``axis``."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int = 0
+
+
 class Tensor(NamedTuple):
     """A value on an edge of the graph.
 
@@ -38,6 +46,7 @@ class Tensor(NamedTuple):
     shape: Shape
     const: bool = False
     value: np.ndarray[Any, Any] | None = None
+    quantization: Quantization | None = None
 
     @property
     def elements(self) -> int:
