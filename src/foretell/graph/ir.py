@@ -24,6 +24,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType({
 
 FLOATS = frozenset(("f32", "f16", "bf16", "f64", "f8", "f4"))
 Shape = tuple[int, ...]
+_BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))  # the third input is a bias
 
 
 class Quantization(NamedTuple):
@@ -143,12 +144,18 @@ class Graph:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of weights: elements of floating-point or 8-bit constants with at least one dimension."""
+        """Number of weights: elements of floating-point or 8-bit constants with at least one dimension, and of biases
+        (which quantised layers keep in 32 bits).
+        """
         used = {t for node in self.nodes for t in node.inputs}
+        biases = {n.inputs[2] for n in self.nodes if len(n.inputs) > 2 and n.op_type in _BIASED}
         return sum(
             t.elements
             for t in self.tensors.values()
-            if t.const and t.name in used and t.shape and (t.dtype in FLOATS or t.dtype in ("i8", "u8", "i4", "u4"))
+            if t.const
+            and t.name in used
+            and t.shape
+            and (t.dtype in FLOATS or t.dtype in ("i8", "u8", "i4", "u4") or (t.dtype == "i32" and t.name in biases))
         )
 
     @cached_property
