@@ -42,19 +42,12 @@ def read_model(
     """
     if isinstance(model, Graph):
         return model
-    from foretell.formats.onnx import read_onnx
+    from foretell.formats import read
 
     if isinstance(model, str) and model.startswith(ZOO):
         key = model.removeprefix(ZOO)
-        return read_onnx(zoo_bytes(key), shapes=shapes, batch=batch, name=name or key)
-    if isinstance(model, (str, os.PathLike)):
-        suffix = Path(model).suffix.lower()
-        if suffix in (".pt", ".pt2", ".pth", ".pkl", ".pickle", ".bin"):
-            raise FormatError(
-                f"{suffix} files hold pickles, which can run code when they are read", where=str(model),
-                try_="torch.onnx.export(model, args, 'model.onnx', dynamo=True), then predict that",
-            )  # fmt: skip
-    return read_onnx(model, shapes=shapes, batch=batch, name=name)
+        return read(zoo_bytes(key), shapes=shapes, batch=batch, name=name or key)
+    return read(model, shapes=shapes, batch=batch, name=name)
 
 
 def zoo_names() -> list[str]:

@@ -19,9 +19,9 @@ from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, default_cpus, run_campaign
 from foretell.errors import FitError
-from foretell.formats.onnx import read_onnx
+from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
-from foretell.generate.plan import Entry, make_plan
+from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
 from foretell.graph.ir import Graph
 from foretell.predictor.evaluate import FAMILIES
 from foretell.predictor.judge import judge
@@ -32,6 +32,7 @@ from foretell.store import Store
 # Share of the budget for the real networks that judge the predictor; they train nothing but the intervals.
 _JUDGE_SHARE = 0.25
 _OPTIONS = RunOptions(seconds=0.2)
+SECONDS_PER_ESTIMATE = 0.5  # a vendor's compiler on a small network
 Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
 
 
@@ -45,6 +46,7 @@ class Plan:
     workers: int
     entries: tuple[Entry, ...]
     judges: tuple[str, ...]
+    processes: int = protocol.PROCESSES
 
     @property
     def campaign(self) -> str:
@@ -62,13 +64,17 @@ class Built:
     wall_s: float
 
 
-def plan_build(target: str, *, minutes: float, precision: str = "f32", threads: int = 1, seed: int = 0) -> Plan:
+def plan_build(target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0) -> Plan:
     """Plan a build. Raises TargetError or UsageError."""
-    chosen = backends.get(target).target(precision, threads)
-    workers = len(default_cpus(threads))
-    entries = make_plan(minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed)
-    judges = _judges(minutes * 60 * workers * _JUDGE_SHARE)
-    return Plan(chosen, minutes, seed, workers, tuple(entries), judges)
+    backend, chosen = backends.resolve(target, precision, threads)
+    workers = len(default_cpus(chosen.threads))
+    seconds = SECONDS_PER_ESTIMATE if backend.estimate else SECONDS_PER_ENTRY
+    entries = make_plan(
+        minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
+    )
+    judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, backend.estimate)
+    processes = 1 if backend.estimate else protocol.PROCESSES
+    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes)
 
 
 def graph_hash(model: bytes) -> str:
@@ -104,7 +110,7 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
                 models.append((name, FAMILIES.get(name, name), "zoo", data))
             tell("planning", (i + 1) / len(plan.entries), None, entry.name)
         models += [(n, FAMILIES.get(n, n), "zoo", d) for d, n in judges]
-        enqueue(store, plan.campaign, models, protocol.PROCESSES)
+        enqueue(store, plan.campaign, models, plan.processes)
     elif not {"pending", "leased"} & set(store.counts(plan.campaign)):
         # All is measured. Rows that the machine's other work spoilt are made again, the rest stands.
         rows = store.measurements(plan.target.name, plan.campaign)
@@ -119,12 +125,12 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
     run_campaign(store, plan.campaign, plan.target, settings, report)
 
 
-def _judges(seconds: float) -> tuple[str, ...]:
+def _judges(seconds: float, estimate: bool) -> tuple[str, ...]:
     """Zoo networks that ``seconds`` of one core's time can measure, cheapest first, then shuffled."""
     chosen: list[str] = []
     for macs, name in sorted((_macs(zoo_bytes(n), n), n) for n in zoo_names()):
         # Three processes of some thirty runs each, at about 60 GMACs a second, and the start of a session.
-        seconds -= protocol.PROCESSES * (0.8 + 30 * macs / 60e9)
+        seconds -= 2 * SECONDS_PER_ESTIMATE if estimate else protocol.PROCESSES * (0.8 + 30 * macs / 60e9)
         if seconds < 0:
             break
         chosen.append(name)
@@ -135,12 +141,12 @@ def _judges(seconds: float) -> tuple[str, ...]:
 def _macs(data: bytes, name: str) -> int:
     from foretell.graph.cost import macs
 
-    return macs(read_onnx(data, name=name))
+    return macs(read(data, name=name))
 
 
 def graphs_of(store: Store, measurements: Sequence[Measurement]) -> dict[str, Graph]:
     """The graphs of measurements, by hash."""
-    return {m.graph: read_onnx(store.model(m.graph), name=m.name) for m in measurements}
+    return {m.graph: read(store.model(m.graph), name=m.name) for m in measurements}
 
 
 def fit_and_judge(

@@ -167,7 +167,7 @@ def targets(form: str) -> None:
     help="Budget for measuring.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--precision", default="f32", show_default=True)
+@click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the benchmark plan.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
@@ -198,7 +198,7 @@ def build(
     where = output or api.home() / "predictors" / plan.target.name
     # Before measuring for a quarter of an hour:
     _require("lightgbm", "build")
-    backends.get(backend).version()
+    backends.get(plan.target.backend).version()
     check_folder(where)
     with ProgressLine("build", quiet=quiet) as line:
 
@@ -230,7 +230,7 @@ def _store(path: Path | None) -> Any:
 @click.argument("models", nargs=-1, required=True)
 @click.option("--target", "backend", default="ort", show_default=True, help="Backend to measure with.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--precision", default="f32", show_default=True)
+@click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--processes", type=click.IntRange(1, 50), default=3, show_default=True)
 @shape_option
 @batch_option
@@ -244,21 +244,25 @@ def measure(
     """Measure MODELS on this machine; weights that are absent are made up. Rows go to the store."""
     from foretell import api, backends
     from foretell import build as journey
+    from foretell.formats import is_tflite
     from foretell.formats.onnx_write import rebind
     from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
-    chosen = backends.get(backend)
+    chosen, target = backends.resolve(backend, precision, threads)
     chosen.version()
-    target = chosen.target(precision, threads)
     data: list[tuple[str, bytes]] = []
     for m in models:
         graph = api.read_model(m, shapes=_shapes(shapes), batch=batch)
         raw = api.zoo_bytes(m.removeprefix(api.ZOO)) if m.startswith(api.ZOO) else Path(m).read_bytes()
-        data.append((graph.name, rebind(raw, graph)))
+        data.append((graph.name, raw if is_tflite(raw) else rebind(raw, graph)))
     with ProgressLine("measuring", quiet=quiet) as line:
         rows = journey.measure_models(
-            _store(store), target, data, processes, lambda stage, share, left, text: line.update(share, left, text)
+            _store(store),
+            target,
+            data,
+            1 if chosen.estimate else processes,
+            lambda stage, share, left, text: line.update(share, left, text),
         )
     tables.show(*sheets.measured(rows), form)
     if all(m.verdict == "failed" for m in rows):

@@ -33,9 +33,17 @@ class RunOptions:
 
 
 class Backend(Protocol):
-    """What a backend module's ``Backend`` class offers."""
+    """What a backend module's ``Backend`` class offers.
+
+    ``estimate`` is true for a tool that tells a device's figures without the device: one run is enough, and the rows
+    are marked. ``spaces`` are the kinds of generated networks that it can take. A backend may also have
+    ``precisions``, the first of which is the default, and ``named(name)``, which gives the target of a device that it
+    knows by name, or None.
+    """
 
     name: str
+    estimate: bool
+    spaces: tuple[str, ...]
 
     def version(self) -> str:
         """Version of the runtime. Raises MissingExtraError if it is not installed."""

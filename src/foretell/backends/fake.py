@@ -78,6 +78,8 @@ class Backend:
     """The fake device as a backend."""
 
     name = "fake"
+    estimate = False
+    spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
 
     def version(self) -> str:
         return "1"

@@ -35,6 +35,8 @@ class Backend:
     """Runs on the CPU execution provider, in f32, on a set number of threads."""
 
     name = "onnxruntime"
+    estimate = False
+    spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
 
     def version(self) -> str:
         try:

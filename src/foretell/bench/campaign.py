@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
+from foretell import backends
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout
@@ -126,6 +127,7 @@ class _State:
     ) -> None:
         self.store, self.campaign, self.target = store, campaign, target
         self.settings, self.report = settings, report
+        self.estimate = backends.get(target.backend).estimate
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self._lock = threading.Lock()
@@ -175,7 +177,7 @@ class _State:
                 # It took the whole campaign down with it, time and again: no more.
                 self.store.add_run(j.graph, self.target.name, protocol.PROTOCOL, 0, None, "killed the campaign", 0.0)
                 runs[j.graph] = {0: (None, "killed the campaign", 0.0)}
-        rounds = max(j.processes for j in jobs) + protocol.EXTRA_PROCESSES
+        rounds = max(j.processes for j in jobs) + (0 if self.estimate else protocol.EXTRA_PROCESSES)
         for process in range(rounds):
             todo = [
                 j for j in open_.values() if process not in runs[j.graph] and self._wants(j, runs[j.graph], process)
@@ -186,7 +188,7 @@ class _State:
             return
         for j in jobs:
             ordered = [runs[j.graph][p] for p in sorted(runs[j.graph])]
-            measurement = protocol.judge(j.graph, j.name, self.target, ordered)
+            measurement = protocol.judge(j.graph, j.name, self.target, ordered, estimate=self.estimate)
             self.store.finish(self.campaign, measurement)
             self._tell(j.name)
 
@@ -247,7 +249,9 @@ class _State:
                 self._drop(child)
 
     def _reference(self, child: Child, limits: Limits) -> float:
-        """The figure of the reference network in this child, 0 if the backend cannot run it."""
+        """The figure of the reference network in this child, 0 if the backend cannot run it. Estimates do not drift."""
+        if self.estimate:
+            return 0.0
         try:
             answer = child.request(self._message(reference_model(), "reference", _REFERENCE), limits)
             return 0.0 if "error" in answer else protocol.process_latency_s(Run.from_dict(answer["run"]))

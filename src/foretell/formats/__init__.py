@@ -1,1 +1,57 @@
-"""Readers and writers, one module a file format. Nobody else imports onnx or flatbuffers."""
+"""Reading and writing model files: one module a format, and nobody else imports onnx or flatbuffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foretell.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from foretell.graph.ir import Graph, Shape
+
+_PICKLES = frozenset((".pt", ".pt2", ".pth", ".pkl", ".pickle", ".bin"))
+
+
+def is_tflite(data: bytes) -> bool:
+    """Whether ``data`` has the identifier of a TFLite file."""
+    return data[4:8] == b"TFL3"
+
+
+def read(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None, name: str | None = None,
+) -> Graph:  # fmt: skip
+    """Read a model of any format into a graph. Raises as the reader of its format does."""
+    tflite = False
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if path.suffix.lower() in _PICKLES:
+            raise FormatError(
+                f"{path.suffix.lower()} files hold pickles, which can run code when they are read", where=str(model),
+                try_="torch.onnx.export(model, args, 'model.onnx', dynamo=True), then predict that",
+            )  # fmt: skip
+        tflite = path.suffix.lower() == ".tflite"
+        if not tflite and path.is_file():
+            try:
+                with path.open("rb") as f:
+                    tflite = is_tflite(f.read(8))
+            except OSError as e:
+                raise FormatError(f"cannot be read: {e.strerror}", where=str(path)) from None
+    elif isinstance(model, (bytes, bytearray, memoryview)):
+        model = bytes(model)
+        tflite = is_tflite(model)
+    if tflite:
+        from foretell.formats.tflite import read_tflite
+
+        if shapes or batch is not None:
+            raise UsageError("a TFLite file has fixed shapes: --shape and --batch bind nothing", where=name or "")
+        assert isinstance(model, (str, os.PathLike, bytes))
+        return read_tflite(model, name=name)
+    from foretell.formats.onnx import read_onnx
+
+    return read_onnx(model, shapes=shapes, batch=batch, name=name)

@@ -92,7 +92,9 @@ class Table:
         start = self._follow(at)
         count = struct.unpack_from("<I", self.data, start)[0]
         if count * size > len(self.data) - start - 4:
-            raise FormatError(f"a vector at byte {start} claims {count} elements, more than there are", where=self.where)
+            raise FormatError(
+                f"a vector at byte {start} claims {count} elements, more than there are", where=self.where
+            )
         return start + 4, count
 
     def tables(self, field: int) -> Iterator[Table]:

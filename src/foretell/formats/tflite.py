@@ -22,6 +22,7 @@ import numpy as np
 
 from foretell.errors import FormatError, ShapeError, UnsupportedError
 from foretell.formats.flatbuffer import Table
+from foretell.formats.tflite_pack import Operator
 from foretell.formats.tflite_schema import ACTIVATION, BUILTIN, IDENTIFIER, OPTIONS, SAME, TYPES
 from foretell.graph.check import MAX_NODES, MAX_RANK, check
 from foretell.graph.ir import Graph, Node, Quantization, Shape, Tensor
@@ -108,6 +109,12 @@ def read_tflite(model: str | os.PathLike[str] | bytes, *, name: str | None = Non
     return check(_Reader(data, where).graph())
 
 
+def read_operators(data: bytes, name: str) -> tuple[Graph, tuple[Operator, ...]]:
+    """The graph of a file, and which of its nodes each operator of the file is."""
+    reader = _Reader(data, name)
+    return check(reader.graph()), tuple(reader.operators)
+
+
 class _Reader:
     def __init__(self, data: bytes, where: str) -> None:
         self.where = where
@@ -121,6 +128,7 @@ class _Reader:
         self.warnings: list[str] = []
         if main.count(3) > MAX_NODES:
             raise FormatError(f"{main.count(3)} nodes, over {MAX_NODES}", where=where)
+        self.names = [t.text(3) for t in main.tables(0)]
         self.raw = [self._raw(t, i) for i, t in enumerate(main.tables(0))]
         self.ops = [self._op(o, codes) for o in main.tables(3)]
         self.inputs = [self._index(i) for i in main.integers(1)]
@@ -128,6 +136,7 @@ class _Reader:
         self.maps = self._feature_maps()
         self.tensors: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
+        self.operators: list[Operator] = []
 
     def _index(self, i: int) -> int:
         if not 0 <= i < len(self.raw):
@@ -257,6 +266,7 @@ class _Reader:
             if not op.outputs:
                 continue
             emit = _EMIT.get(op.name)
+            first = len(self.nodes)
             try:
                 if emit is not None:
                     emit(self, op)
@@ -270,6 +280,8 @@ class _Reader:
                     self.node(op, f"tflite:{op.name}", [self.use(i) for i in op.inputs])
             except (IndexError, ValueError, ZeroDivisionError, TypeError, OverflowError) as e:
                 raise FormatError(f"operator {op.name} is malformed ({e})", where=self.where) from None
+            nodes = tuple(range(first, len(self.nodes)))
+            self.operators.append(Operator(op.name, nodes, op.inputs, op.outputs, self.names[op.outputs[0]]))
         outputs = tuple(self.use(i) for i in self.outputs)
         unknown = sorted({n.op_type for n in self.nodes if n.op_type not in OPS})
         if unknown:

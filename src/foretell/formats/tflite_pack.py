@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,18 @@ _OP_VERSION = {
     "GATHER": (1, 2), "QUANTIZE": (1, 2), "DEQUANTIZE": (1, 2), "GELU": (1, 2), "SUM": (1, 2),
     "REDUCE_MAX": (1, 2), "SQUARED_DIFFERENCE": (1, 2), "RSQRT": (1, 2), "EXP": (1, 2), "ABS": (1, 2),
 }  # fmt: skip
+
+
+class Operator(NamedTuple):
+    """One operator of a file: its name, the nodes of the graph that it runs, the numbers of its tensors, and the name
+    of what it writes.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    output: str
 
 
 @dataclass

@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import UnsupportedError
-from foretell.formats.tflite_pack import Stored, Written, pack
+from foretell.formats import is_tflite, read
+from foretell.formats.tflite import read_operators
+from foretell.formats.tflite_pack import Operator, Stored, Written, pack
 from foretell.formats.tflite_schema import SAME, VALID
 from foretell.graph.ir import FLOATS, Graph, Node, Shape
+from foretell.graph.precision import is_quantised
 
 Array = np.ndarray[Any, Any]
 _NHWC = (0, 2, 3, 1)  # memory order of a feature map, in axes of the graph
@@ -50,10 +53,25 @@ _FIXED = {"LOGISTIC": (1 / 256, -128), "SOFTMAX": (1 / 256, -128), "TANH": (1 / 
 
 @dataclass(frozen=True)
 class TfliteFile:
-    """A written file. ``ops`` tells, operator by operator, its name and the nodes of the graph that it runs."""
+    """A file and what its operators run, in order."""
 
     data: bytes
-    ops: tuple[tuple[str, tuple[int, ...]], ...]
+    ops: tuple[Operator, ...]
+
+
+def as_tflite(model: bytes, name: str, precision: str, seed: int = 0) -> tuple[Graph, TfliteFile]:
+    """A model of any format as a graph and a TFLite file; a TFLite file stays as it is.
+
+    Raises:
+        UnsupportedError: the graph cannot be written, or a TFLite file is of another precision.
+    """
+    if not is_tflite(model):
+        graph = read(model, name=name)
+        return graph, write_tflite(graph, precision=precision, seed=seed)
+    graph, ops = read_operators(model, name)
+    if is_quantised(graph) != (precision == "int8"):
+        raise UnsupportedError(f"the file is {'int8' if is_quantised(graph) else 'float'}, not {precision}", where=name)
+    return graph, TfliteFile(model, ops)
 
 
 def write_tflite(graph: Graph, *, precision: str = "f32", seed: int = 0) -> TfliteFile:
@@ -166,7 +184,9 @@ class _Writer:
         values = self.draw(shape)
         gain = math.sqrt(2.0 / max(fan_in, 1))
         if not self.int8:
-            return self.add(Stored(f"w{len(self.tensors)}", "f32", shape, (values * np.float32(gain)).astype(np.float32)))
+            return self.add(
+                Stored(f"w{len(self.tensors)}", "f32", shape, (values * np.float32(gain)).astype(np.float32))
+            )
         data = np.clip(np.rint(values * _STEPS), -127, 127).astype(np.int8)
         count = 1 if channel is None else shape[channel]
         return self.add(Stored(f"w{len(self.tensors)}", "i8", shape, data, (gain / _STEPS,) * count, 0, channel or 0))
@@ -178,9 +198,7 @@ class _Writer:
             return self.add(Stored(f"b{len(self.tensors)}", "f32", (count,), values.astype(np.float32)))
         scale = self.tensors[x].scale[0] * math.sqrt(2.0 / max(fan_in, 1)) / _STEPS
         data = np.rint(values / scale).astype(np.int32)
-        return self.add(
-            Stored(f"b{len(self.tensors)}", "i32", (count,), data, (scale,) * (count if channels else 1))
-        )
+        return self.add(Stored(f"b{len(self.tensors)}", "i32", (count,), data, (scale,) * (count if channels else 1)))
 
     def constant(self, name: str, shape: Shape, scale: float = 0.0) -> int:
         """Number of a constant operand, in a shape of the file; ``scale`` of int8, by default what its values need."""
@@ -196,7 +214,9 @@ class _Writer:
             return self.add(Stored(f"c{len(self.tensors)}", "i8", shape, data, (scale,)))
         values = np.zeros(shape) if t.value is None else np.asarray(t.value).reshape(shape)
         dtype = "bool" if t.dtype == "bool" else "i32"
-        return self.add(Stored(f"c{len(self.tensors)}", dtype, shape, values.astype(np.bool_ if dtype == "bool" else np.int32)))
+        return self.add(
+            Stored(f"c{len(self.tensors)}", dtype, shape, values.astype(np.bool_ if dtype == "bool" else np.int32))
+        )
 
     def operand(self, name: str, beside: str) -> int:
         """An operand of an element-wise op whose output is ``beside``."""
@@ -257,7 +277,9 @@ class _Writer:
         if not self.ops:
             raise UnsupportedError("the graph runs nothing", where=graph.name)
         data = pack(self.tensors, self.ops, inputs, outputs, graph.name)
-        return TfliteFile(data, tuple((op.name, op.nodes) for op in self.ops))
+        names = [t.name for t in self.tensors]
+        ops = tuple(Operator(op.name, op.nodes, op.inputs, op.outputs, names[op.outputs[0]]) for op in self.ops)
+        return TfliteFile(data, ops)
 
     def after(self, i: int, node: Node) -> tuple[str, int, tuple[int, ...]]:
         """(tensor to write, activation code, nodes) with the activation that follows ``node`` fused, if one does."""
@@ -536,7 +558,11 @@ def _matmul(w: _Writer, i: int, node: Node) -> None:
         readers = g.consumers.get(out, ())
         # The bias that ONNX adds afterwards is the layer's own here.
         if len(readers) == 1 and out not in g.outputs and g.nodes[readers[0]].op_type == "Add":
-            other = next(t for t in g.nodes[readers[0]].inputs if t != out) if len(set(g.nodes[readers[0]].inputs)) > 1 else ""
+            other = (
+                next(t for t in g.nodes[readers[0]].inputs if t != out)
+                if len(set(g.nodes[readers[0]].inputs)) > 1
+                else ""
+            )
             if other and g.tensors[other].const and g.tensors[other].shape == (b.shape[1],):
                 w.done.add(readers[0])
                 name, nodes = g.nodes[readers[0]].outputs[0], (i, readers[0])
@@ -627,7 +653,10 @@ def _resize(w: _Writer, i: int, node: Node) -> None:
     way = str(node.attrs.get("coordinate_transformation_mode", "half_pixel"))
     linear = str(node.attrs.get("mode", "nearest")) == "linear"
     y = w.tensor(node.outputs[0])
-    options: dict[str, Any] = {"align_corners": way == "align_corners", "half_pixel": way in ("half_pixel", "pytorch_half_pixel")}
+    options: dict[str, Any] = {
+        "align_corners": way == "align_corners",
+        "half_pixel": way in ("half_pixel", "pytorch_half_pixel"),
+    }
     op = "RESIZE_BILINEAR" if linear else "RESIZE_NEAREST_NEIGHBOR"
     if not linear:
         options = {}
@@ -638,7 +667,9 @@ def _gather(w: _Writer, i: int, node: Node) -> None:
     x = node.inputs[0]
     table = w.tensor(x)
     index = w.tensor(node.inputs[1])
-    w.emit("GATHER", [table, index], [w.tensor(node.outputs[0])], {"axis": w.axis(x, int(node.attrs.get("axis", 0)))}, (i,))
+    w.emit(
+        "GATHER", [table, index], [w.tensor(node.outputs[0])], {"axis": w.axis(x, int(node.attrs.get("axis", 0)))}, (i,)
+    )
 
 
 def _depth(w: _Writer, i: int, node: Node) -> None:

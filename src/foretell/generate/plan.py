@@ -50,14 +50,21 @@ class Entry:
 
 
 def make_plan(
-    minutes: float, *, workers: int = 1, seed: int = 0, mix: Sequence[tuple[str, float]] = MIX
+    minutes: float,
+    *,
+    workers: int = 1,
+    seed: int = 0,
+    mix: Sequence[tuple[str, float]] = MIX,
+    spaces: Sequence[str] = (),
+    seconds: float = SECONDS_PER_ENTRY,
 ) -> list[Entry]:
-    """Entries for ``minutes`` of wall-clock time on ``workers`` cores. The campaign stops at the budget, so the plan
-    is a third longer than expected to fit."""
+    """Entries for ``minutes`` of wall-clock time on ``workers`` cores, at ``seconds`` each. The campaign stops at the
+    budget, so the plan is a third longer than expected to fit. ``spaces``, if given, leaves the others out."""
     if not 0 < minutes <= 10080:
         raise UsageError(f"a budget of {minutes} minutes", try_="--minutes 15")
-    count = max(8, int(minutes * 60 * workers / SECONDS_PER_ENTRY * 1.33))
+    count = max(8, int(minutes * 60 * workers / seconds * 1.33))
     rng = np.random.default_rng([seed, 17])
+    mix = [(name, share) for name, share in mix if not spaces or name in spaces]
     names = [name for name, _ in mix]
     shares = np.array([share for _, share in mix])
     draws = rng.choice(len(names), size=count, p=shares / shares.sum())

@@ -19,6 +19,7 @@ import numpy as np
 from foretell.errors import FitError, UsageError
 from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
+from foretell.graph.precision import as_int8, is_quantised
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.mapping import MappingModel
@@ -59,6 +60,7 @@ class Predictor:
     domain_: dict[str, Array] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
     _lowered: WeakKeyDictionary[Graph, Lowered] = field(default_factory=WeakKeyDictionary, repr=False)
+    _quantised: WeakKeyDictionary[Graph, Graph] = field(default_factory=WeakKeyDictionary, repr=False)
 
     # Learning
 
@@ -91,7 +93,7 @@ class Predictor:
             )
         start = time.perf_counter()
         tell("mapping", 0.0)
-        kept = [graphs[m.graph] for m in rows]
+        kept = [self.as_run(graphs[m.graph]) for m in rows]
         self._lowered.clear()
         self.mapping_ = MappingModel.fit([(g, m.kernels, m.eliminated) for g, m in zip(kept, rows, strict=True)])
         tell("features", 0.15)
@@ -211,12 +213,13 @@ class Predictor:
     def calibrate(self, measurements: Sequence[Measurement], graphs: Mapping[str, Graph]) -> Self:
         """Set the width of the intervals on networks that the models have not seen; returns self."""
         real = [m for m in measurements if m.verdict == "ok" and m.latency_s]
-        out = self._estimate([graphs[m.graph] for m in real], "default")
+        kept = [self.as_run(graphs[m.graph]) for m in real]
+        out = self._estimate(kept, "default")
         ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
         self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
         if self.memory_ is not None:
             pairs = [
-                (m.peak_memory_bytes, self.memory_.predict(graphs[m.graph], out.lowered[i]))
+                (m.peak_memory_bytes, self.memory_.predict(kept[i], out.lowered[i]))
                 for i, m in enumerate(real)
                 if m.peak_memory_bytes
             ]
@@ -232,6 +235,15 @@ class Predictor:
         known = self._lowered.get(graph)
         if known is None:
             known = self._lowered[graph] = lower(graph, self.mapping_.apply(graph))
+        return known
+
+    def as_run(self, graph: Graph) -> Graph:
+        """``graph`` in the target's precision: an int8 target quantises what is not quantised yet."""
+        if self.target.precision != "int8":
+            return graph
+        known = self._quantised.get(graph)
+        if known is None:
+            known = self._quantised[graph] = as_int8(graph)
         return known
 
     def _kernel_seconds(self, table: Table, method: str) -> Array:
@@ -256,7 +268,7 @@ class Predictor:
 
     def latencies_s(self, graphs: Sequence[Graph], method: str = "default") -> Array:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
-        return self._estimate(graphs, method).latency_s if graphs else np.zeros(0)
+        return self._estimate([self.as_run(g) for g in graphs], method).latency_s if graphs else np.zeros(0)
 
     def predict(self, graph: Graph, method: str = "default") -> Prediction:
         """Latency and memory of one graph, with intervals and kernels."""
@@ -266,6 +278,7 @@ class Predictor:
         """As :meth:`predict`, vectorised over all kernels of all graphs."""
         if not graphs:
             return []
+        graphs = [self.as_run(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self.layers_["refined_roofline"].bound(e.table)  # type: ignore[attr-defined]
         fitted = self._fitted(e.table)
@@ -280,6 +293,8 @@ class Predictor:
                 graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
             )
             warnings = list(graph.warnings)
+            if self.target.precision == "f32" and is_quantised(graph):
+                warnings.append("the model is quantised, the target computes in f32")
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
             if latency > 0 and away > 0.05 * latency:
                 warnings.append(f"{away / latency * 100:.0f} % of the time is in kernels outside what was measured")

@@ -1,0 +1,72 @@
+"""From the operators of a TFLite file to executed kernels, for every backend that runs such files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foretell.formats.tflite_pack import Operator
+from foretell.graph.ir import Graph
+from foretell.records import ExecutedKernel
+
+Timed = list[tuple[int, ...]]  # groups of operators; the first of each has the time
+
+
+def fused_into(ops: Sequence[Operator], seconds: Sequence[float | None]) -> list[tuple[list[int], float]]:
+    """Groups of operators that ran as one, with their time: an operator without a time of its own ran inside another.
+
+    It is counted to who reads it (a padding to its convolution), else to who made what it reads (an activation).
+    """
+    group: dict[int, int] = {}
+    reader: dict[int, int] = {}
+    writer = {t: i for i, op in enumerate(ops) for t in op.outputs}
+    for i, op in enumerate(ops):
+        for t in op.inputs:
+            if t in writer:
+                reader.setdefault(writer[t], i)
+    for i in range(len(ops) - 1, -1, -1):
+        if seconds[i] is not None:
+            group[i] = i
+        elif i in reader and reader[i] in group:
+            group[i] = group[reader[i]]
+    for i, op in enumerate(ops):
+        if i not in group:
+            before = next((group[writer[t]] for t in op.inputs if t in writer and writer[t] in group), None)
+            if before is not None:
+                group[i] = before
+    members: dict[int, list[int]] = {}
+    for i in range(len(ops)):
+        if i in group:
+            members.setdefault(group[i], []).append(i)
+    return [([head, *(m for m in found if m != head)], seconds[head] or 0.0) for head, found in sorted(members.items())]
+
+
+def kernels_of(
+    graph: Graph, ops: Sequence[Operator], groups: Sequence[tuple[Sequence[int], float]], labels: Sequence[str] = ()
+) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:
+    """(kernels, eliminated nodes). A node of several operators is counted to the dearest of them.
+
+    ``labels`` names the groups; by default the operator's own name.
+    """
+    owner: dict[int, int] = {}
+    for g in sorted(range(len(groups)), key=lambda g: -groups[g][1]):
+        for i in groups[g][0]:
+            for n in ops[i].nodes:
+                owner.setdefault(n, g)
+    nodes: dict[int, list[int]] = {}
+    for n, g in owner.items():
+        nodes.setdefault(g, []).append(n)
+    spare: dict[int, float] = {}  # time of groups whose nodes all went to a dearer group
+    for g, (members, seconds) in enumerate(groups):
+        if g not in nodes:
+            host = next((owner[n] for i in members for n in ops[i].nodes if n in owner), None)
+            if host is not None:
+                spare[host] = spare.get(host, 0.0) + seconds
+    kernels = []
+    for g, covered in sorted(nodes.items(), key=lambda kv: max(kv[1])):
+        members, seconds = groups[g]
+        label = labels[g] if labels else ops[members[0]].name
+        last = graph.nodes[max(covered)]
+        tensor = last.outputs[0] if last.outputs else ""
+        kernels.append(ExecutedKernel(label, tuple(sorted(covered)), tensor, "", seconds + spare.get(g, 0.0)))
+    eliminated = set(range(len(graph.nodes))) - set(owner) - graph.constant_nodes
+    return tuple(kernels), tuple(sorted(eliminated))
