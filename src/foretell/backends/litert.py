@@ -1,0 +1,358 @@
+"""LiteRT on the CPU (XNNPACK): plain run times, and per-kernel times from the profiler of its C library.
+
+The Python package does not offer the profiler, but ``libLiteRt.so`` in its wheel exports it; this module calls the C
+functions (https://github.com/google-ai-edge/LiteRT, ``litert/c``). An event tells what XNNPACK or a builtin kernel ran,
+not for which operator of the file: :func:`align` finds that by order and kind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretell.backends.contract import RunOptions
+from foretell.backends.tflite_trace import fused_into, kernels_of
+from foretell.errors import MeasurementError, MissingExtraError, TargetError
+from foretell.formats.tflite_pack import Operator
+from foretell.formats.tflite_write import TfliteFile, as_tflite
+from foretell.records import Run, Target
+
+_CPU = 1  # LiteRtHwAccelerators: kLiteRtHwAcceleratorCpu
+_WRITE = 1  # LiteRtTensorBufferLockMode: kLiteRtTensorBufferLockModeWrite
+_BUILTIN, _DELEGATE = 2, 8  # event types of TensorFlow Lite's profiler: an operator, an operator inside a delegate
+_SHORTEST_S = 2e-4  # a sample lasts at least this long
+
+# What XNNPACK calls a kernel -> the operators of a file that it can be. Longest prefix first.
+_KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
+    (prefix, frozenset(names.split()))
+    for prefix, names in (
+        ("Convolution (NHWC, F32) DWConv", "DEPTHWISE_CONV_2D"),
+        ("Convolution (NHWC, QC8) DWConv", "DEPTHWISE_CONV_2D"),
+        ("Convolution", "CONV_2D DEPTHWISE_CONV_2D"),
+        ("Deconvolution", "TRANSPOSE_CONV"),
+        ("Fully Connected", "FULLY_CONNECTED CONV_2D"),
+        ("Batch Matrix Multiply", "BATCH_MATMUL"),
+        ("Squared Difference", "SQUARED_DIFFERENCE"),
+        ("Add", "ADD"), ("Subtract", "SUB"), ("Multiply", "MUL"), ("Divide", "DIV"),
+        ("Maximum", "MAXIMUM"), ("Minimum", "MINIMUM"), ("Power", "POW"), ("Prelu", "PRELU"), ("PReLU", "PRELU"),
+        ("Max Pooling", "MAX_POOL_2D"), ("Average Pooling", "AVERAGE_POOL_2D"), ("Global Average", "MEAN AVERAGE_POOL_2D"),
+        ("Mean", "MEAN"), ("Sum", "SUM MEAN"), ("Reduce", "MEAN SUM REDUCE_MAX REDUCE_MIN"),
+        ("Static Reshape", "RESHAPE SQUEEZE EXPAND_DIMS"), ("Transpose", "TRANSPOSE"),
+        ("Copy", "RESHAPE CONCATENATION SPLIT SPLIT_V SQUEEZE EXPAND_DIMS"), ("Concat", "CONCATENATION"),
+        ("Slice", "SLICE STRIDED_SLICE SPLIT SPLIT_V"), ("Split", "SPLIT SPLIT_V"), ("Even", "SPLIT SPLIT_V"),
+        ("Constant Pad", "PAD PADV2"), ("Softmax", "SOFTMAX"), ("Resize Bilinear", "RESIZE_BILINEAR"),
+        ("Depth To Space", "DEPTH_TO_SPACE"), ("Space To Depth", "SPACE_TO_DEPTH"), ("Convert", "QUANTIZE DEQUANTIZE CAST"),
+        ("Reciprocal Square Root", "RSQRT"), ("Square Root", "SQRT"), ("Leaky ReLU", "LEAKY_RELU"),
+        ("Hard", "HARD_SWISH"), ("Sigmoid", "LOGISTIC"), ("Tanh", "TANH"), ("GELU", "GELU"), ("Gelu", "GELU"),
+        ("Exp", "EXP"), ("Abs", "ABS"), ("Neg", "NEG"), ("ELU", "ELU"), ("Elu", "ELU"),
+    )
+)  # fmt: skip
+_UNARY = frozenset(
+    "LOGISTIC TANH HARD_SWISH GELU ELU EXP LOG SQRT RSQRT ABS NEG FLOOR CEIL ROUND SIN COS LEAKY_RELU".split()
+)
+_CLAMPED = frozenset("ADD SUB MUL DIV RELU RELU6 MAX_POOL_2D AVERAGE_POOL_2D CONCATENATION".split())
+_HEAVY = frozenset(
+    "CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV BATCH_MATMUL MAX_POOL_2D AVERAGE_POOL_2D SOFTMAX".split()
+)
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("peak", ctypes.c_size_t), ("total", ctypes.c_size_t), ("used", ctypes.c_size_t))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("tag", ctypes.c_char_p), ("type", ctypes.c_int), ("start_us", ctypes.c_uint64), ("elapsed_us", ctypes.c_uint64),
+        ("before", _Memory), ("after", _Memory), ("index", ctypes.c_uint64), ("subgraph", ctypes.c_uint64),
+        ("source", ctypes.c_int),
+    )  # fmt: skip
+
+
+class Backend:
+    """Runs TFLite files through LiteRT's compiled model on the CPU, in f32 or int8, on a set number of threads."""
+
+    name = "litert"
+    estimate = False
+    spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
+    precisions = ("f32", "int8")
+
+    def version(self) -> str:
+        try:
+            return metadata.version("ai-edge-litert")
+        except metadata.PackageNotFoundError:
+            raise MissingExtraError("ai-edge-litert", "litert") from None
+
+    def target(self, precision: str, threads: int) -> Target:
+        if precision not in self.precisions:
+            raise TargetError(f"litert runs f32 or int8, not {precision!r}")
+        if not 1 <= threads <= (os.cpu_count() or 1):
+            raise TargetError(f"{threads} threads; this machine has {os.cpu_count()} cores")
+        return Target(f"litert-{precision}-{threads}t", self.name, precision, threads)
+
+    def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
+        graph, file = as_tflite(model, name, target.precision, options.seed)
+        environment: dict[str, Any] = {
+            "runtime": f"ai-edge-litert {self.version()}", "threads": target.threads, "precision": target.precision,
+            "python": platform.python_version(),
+            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="foretell-litert-") as folder:
+            path = Path(folder, "network.tflite")
+            path.write_bytes(file.data)
+            session = _Session(_library(), path, target.threads, options.profile, options.seed)
+            samples, environment["cpu_share"] = _time(session, target, options)
+            if not options.profile:
+                return Run(samples, environment=environment)
+            events = session.profile(options.profile_runs)
+        seconds, labels = align(file.ops, events)
+        groups = fused_into(file.ops, seconds)
+        kernels, eliminated = kernels_of(graph, file.ops, groups, [labels[members[0]] for members, _ in groups])
+        return Run(samples, kernels, None, eliminated, environment)
+
+
+def _library() -> ctypes.CDLL:
+    spec = util.find_spec("ai_edge_litert")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError("ai-edge-litert", "litert")
+    path = Path(spec.submodule_search_locations[0], "libLiteRt.so")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as e:
+        raise MeasurementError(f"{path.name} cannot be loaded: {e}", try_="pip install ai-edge-litert==2.3.0") from None
+
+
+class _Session:
+    """A compiled model with its buffers filled. Lives as long as the process: the C objects are not freed."""
+
+    def __init__(self, library: ctypes.CDLL, path: Path, threads: int, profile: bool, seed: int) -> None:
+        self.lib = library
+        c, p = ctypes, ctypes.c_void_p
+        self.environment, self.model, self.compiled, self.profiler = p(), p(), p(), p()
+        self._call("LiteRtCreateEnvironment", 0, None, c.byref(self.environment))
+        self._call("LiteRtCreateModelFromFile", self.environment, str(path).encode(), c.byref(self.model))
+        options = p()
+        self._call("LiteRtCreateOptions", c.byref(options))
+        self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        libc = c.CDLL(None)
+        libc.strdup.restype = p
+        settings = [(b"xnnpack", b"num_threads = %d\n" % threads)]
+        if profile:
+            settings.append((b"runtime_options_string", b"enable_profiling = true\n"))
+        for key, text in settings:
+            opaque = p()
+            free = c.cast(libc.free, p)
+            self._call("LiteRtCreateOpaqueOptions", key, p(libc.strdup(text)), free, c.byref(opaque))
+            self._call("LiteRtAddOpaqueOptions", options, opaque)
+        self._call("LiteRtCreateCompiledModel", self.environment, self.model, options, c.byref(self.compiled))
+        subgraph = p()
+        self._call("LiteRtGetModelSubgraph", self.model, c.c_size_t(0), c.byref(subgraph))
+        self.inputs = self._buffers(subgraph, "Input", seed)
+        self.outputs = self._buffers(subgraph, "Output", None)
+        if profile:
+            self._call("LiteRtCompiledModelGetProfiler", self.compiled, c.byref(self.profiler))
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self.lib, function)(*arguments)
+        if status != 0:
+            raise MeasurementError(f"{function} failed with status {status}")
+
+    def _buffers(self, subgraph: ctypes.c_void_p, kind: str, seed: int | None) -> Any:
+        c, p = ctypes, ctypes.c_void_p
+        count = c.c_size_t()
+        self._call(f"LiteRtGetNumSubgraph{kind}s", subgraph, c.byref(count))
+        array = (p * count.value)()
+        rng = np.random.default_rng(seed)
+        for i in range(count.value):
+            tensor, requirements, buffer = p(), p(), p()
+            self._call(f"LiteRtGetSubgraph{kind}", subgraph, c.c_size_t(i), c.byref(tensor))
+            kind_of = (c.c_char * 512)()  # LiteRtRankedTensorType; the element type stands first
+            self._call("LiteRtGetRankedTensorType", tensor, c.byref(kind_of))
+            self._call(
+                f"LiteRtGetCompiledModel{kind}BufferRequirements", self.compiled, c.c_size_t(0), c.c_size_t(i),
+                c.byref(requirements),
+            )  # fmt: skip
+            self._call(
+                "LiteRtCreateManagedTensorBufferFromRequirements", self.environment, c.byref(kind_of), requirements,
+                c.byref(buffer),
+            )  # fmt: skip
+            if seed is not None:
+                self._fill(buffer, int.from_bytes(kind_of.raw[:4], "little"), rng)
+            array[i] = buffer
+        return array
+
+    def _fill(self, buffer: ctypes.c_void_p, element: int, rng: np.random.Generator) -> None:
+        """Floats in [0, 1), small whole numbers otherwise."""
+        c = ctypes
+        size, address = c.c_size_t(), c.c_void_p()
+        self._call("LiteRtGetTensorBufferSize", buffer, c.byref(size))
+        self._call("LiteRtLockTensorBuffer", buffer, c.byref(address), _WRITE)
+        if element == 1:  # kLiteRtElementTypeFloat32
+            data = rng.random(size.value // 4, dtype=np.float32).tobytes()
+        elif element in (2, 4):  # 32- and 64-bit integers index tables
+            data = bytes(size.value)
+        else:
+            data = rng.integers(0, 100, size.value, dtype=np.uint8).tobytes()
+        c.memmove(address, data, len(data))
+        self._call("LiteRtUnlockTensorBuffer", buffer)
+
+    def run(self) -> None:
+        """One inference."""
+        c = ctypes
+        status = self.lib.LiteRtRunCompiledModel(
+            self.compiled, c.c_size_t(0), c.c_size_t(len(self.inputs)), self.inputs, c.c_size_t(len(self.outputs)),
+            self.outputs,
+        )  # fmt: skip
+        if status != 0:
+            raise MeasurementError(f"the run failed with status {status}")
+
+    def profile(self, runs: int) -> list[tuple[str, int, int, float]]:
+        """(tag, type, index, seconds) of each kernel in order, the median over ``runs``."""
+        c = ctypes
+        self.lib.LiteRtResetProfiler(self.profiler)
+        self._call("LiteRtStartProfiler", self.profiler)
+        for _ in range(runs):
+            self.run()
+        self.lib.LiteRtStopProfiler(self.profiler)
+        count = c.c_int()
+        self._call("LiteRtGetNumProfilerEvents", self.profiler, c.byref(count))
+        events = (_Event * count.value)()
+        self._call("LiteRtGetProfilerEvents", self.profiler, count, events)
+        passes: list[list[tuple[str, int, int, float]]] = []
+        for e in events:
+            tag = e.tag.decode(errors="replace") if e.tag else ""
+            if tag == "Invoke" or not passes:
+                passes.append([])
+            if e.type in (_BUILTIN, _DELEGATE) and "Delegate" not in tag:
+                passes[-1].append((tag, int(e.type), int(e.index), e.elapsed_us * 1e-6))
+        passes = [q for q in passes if q]
+        alike = [q for q in passes if [x[:3] for x in q] == [x[:3] for x in passes[-1]]]
+        if not alike or len(alike) < len(passes) // 2:
+            raise MeasurementError("the profile's runs differ from each other")
+        times = np.median([[x[3] for x in q] for q in alike], axis=0)
+        return [(*x[:3], float(t)) for x, t in zip(alike[0], times, strict=True)]
+
+
+def _time(session: _Session, target: Target, options: RunOptions) -> tuple[tuple[float, ...], float]:
+    run, clock = session.run, time.perf_counter_ns
+    run()
+    start = clock()
+    for _ in range(options.warmup_runs - 1):
+        run()
+    loop = max(1, int(_SHORTEST_S * (options.warmup_runs - 1) * 1e9 / max(1, clock() - start)))
+    samples: list[float] = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    end = clock() + int(options.seconds * 1e9)
+    while len(samples) < options.max_runs and (len(samples) < options.min_runs or clock() < end):
+        start = clock()
+        for _ in range(loop):
+            run()
+        samples.append((clock() - start) * 1e-9 / loop)
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall) / target.threads
+    return tuple(samples), share
+
+
+def _matches(tag: str, op: str) -> bool:
+    if tag.startswith("Clamp"):
+        return op in _CLAMPED
+    if tag.startswith("Invalid Unary") or tag.startswith("Unary"):
+        return op in _UNARY or op in ("ADD", "MUL")  # a hard sigmoid is written as a clamped sum and a product
+    for prefix, names in _KINDS:
+        if tag.startswith(prefix):
+            return op in names
+    return tag == op
+
+
+def align(
+    ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]
+) -> tuple[list[float | None], list[str]]:
+    """(seconds, label) of each operator; None where no kernel of its own ran.
+
+    Events come in the order of the operators. A builtin kernel tells its operator's number; XNNPACK's are matched by
+    kind: an operator takes as many as fit it (a sum and its clamp, the copies of a concatenation), and heavy operators
+    go without one only if they must. A kernel of unknown kind goes to the operator at its place.
+
+    Raises:
+        MeasurementError: kernels of unknown kind make up more than a twentieth of the time.
+    """
+    seconds: list[float | None] = [None] * len(ops)
+    labels = [op.name for op in ops]
+    start = 0
+    strange = 0.0
+    pending: list[tuple[str, int, int, float]] = []
+    for e in (*events, ("", _BUILTIN, len(ops), 0.0)):
+        if e[1] == _DELEGATE:
+            pending.append(e)
+            continue
+        stop = min(e[2], len(ops))
+        if stop < start:
+            raise MeasurementError("the profile runs operators out of order")
+        if pending:
+            strange += _align_part(ops, start, stop, pending, seconds, labels)
+            pending = []
+        if stop < len(ops):
+            seconds[stop] = (seconds[stop] or 0.0) + e[3]
+            labels[stop] = f"builtin.{ops[stop].name}"
+        start = stop + 1 if stop < len(ops) else stop
+    total = sum(e[3] for e in events)
+    if strange > 0.05 * total:
+        raise MeasurementError(f"LiteRT spent {strange / total * 100:.0f} % of its time in kernels of unknown kind")
+    return seconds, labels
+
+
+_UNKNOWN_COST = 6.0  # of giving an operator a kernel that does not fit it
+_MOST = 64  # kernels of one operator
+
+
+def _align_part(
+    ops: Sequence[Operator], start: int, stop: int, events: Sequence[tuple[str, int, int, float]],
+    seconds: list[float | None], labels: list[str],
+) -> float:  # fmt: skip
+    """Align XNNPACK's kernels with operators ``start`` to ``stop``; returns the seconds that fit none."""
+    n, m = stop - start, len(events)
+    if not n:
+        return sum(e[3] for e in events)
+    best = np.full((n + 1, m + 1), -math.inf)
+    taken = np.zeros((n + 1, m + 1), np.int32)
+    best[0, 0] = 0.0
+    width = 40 + abs(n - m)
+    for i in range(n):
+        name = ops[start + i].name
+        idle = -4.0 if name in _HEAVY else -0.5
+        for j in range(max(0, i - width), min(m, i + width) + 1):
+            here = float(best[i, j])
+            if here == -math.inf:
+                continue
+            if here + idle > best[i + 1, j]:
+                best[i + 1, j], taken[i + 1, j] = here + idle, 0
+            gain = 1.0
+            for k in range(1, min(m - j, _MOST) + 1):
+                fits = _matches(events[j + k - 1][0], name)
+                if not fits:
+                    here -= _UNKNOWN_COST
+                if here + gain > best[i + 1, j + k]:
+                    best[i + 1, j + k], taken[i + 1, j + k] = here + gain, k
+                if not fits and k > 2:
+                    break
+                gain -= 0.2
+    strange = 0.0
+    j = m
+    for i in range(n, 0, -1):
+        k = int(taken[i, j])
+        if k:
+            part = events[j - k : j]
+            at = start + i - 1
+            seconds[at] = sum(e[3] for e in part)
+            labels[at] = max(part, key=lambda e: e[3])[0]
+            strange += sum(e[3] for e in part if not _matches(e[0], ops[at].name))
+        j -= k
+    return strange if best[n, m] > -math.inf else sum(e[3] for e in events)
