@@ -121,7 +121,10 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
         share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))
         tell("measuring", min(1.0, share), p.remaining_s, f"{p.done} done, {p.failed} failed, last {p.last}")
 
-    settings = Settings(options=_OPTIONS, seconds=max(5.0, budget - (time.monotonic() - start)))
+    settings = Settings(
+        options=_OPTIONS, seconds=max(5.0, budget - (time.monotonic() - start)),
+        job_seconds=1200.0 if plan.processes == 1 else 120.0,
+    )  # fmt: skip
     run_campaign(store, plan.campaign, plan.target, settings, report)
 
 

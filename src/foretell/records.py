@@ -30,6 +30,7 @@ class ExecutedKernel:
         tensor: name of the graph's tensor that it writes or, if inserted, converts.
         layout: memory layout of what it writes, ``""`` for the graph's own (``nchwc`` for a blocked one).
         latency_s: time of one run as the backend's profile tells it.
+        energy_j: energy of one run, None if the backend does not tell.
     """
 
     op_type: str
@@ -37,6 +38,16 @@ class ExecutedKernel:
     tensor: str
     layout: str
     latency_s: float
+    energy_j: float | None = None
+
+    @classmethod
+    def from_dict(cls, k: Mapping[str, Any]) -> ExecutedKernel:
+        """Inverse of ``asdict``. Raises KeyError, TypeError or ValueError on a malformed mapping."""
+        energy = k.get("energy_j")
+        return cls(
+            str(k["op_type"]), tuple(int(n) for n in k["nodes"]), str(k["tensor"]), str(k["layout"]),
+            float(k["latency_s"]), None if energy is None else float(energy),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Run:
     eliminated: tuple[int, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    energy_j: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -57,13 +69,7 @@ class Run:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
         """Inverse of :meth:`to_dict`. Raises KeyError or TypeError on a malformed mapping."""
-        kernels = tuple(
-            ExecutedKernel(
-                str(k["op_type"]), tuple(int(n) for n in k["nodes"]), str(k["tensor"]), str(k["layout"]),
-                float(k["latency_s"]),
-            )
-            for k in data.get("kernels", ())
-        )  # fmt: skip
+        kernels = tuple(ExecutedKernel.from_dict(k) for k in data.get("kernels", ()))
         peak = data.get("peak_memory_bytes")
         return cls(
             samples_s=tuple(float(s) for s in data["samples_s"]),
@@ -72,6 +78,7 @@ class Run:
             eliminated=tuple(int(i) for i in data.get("eliminated", ())),
             environment=dict(data.get("environment", {})),
             warnings=tuple(data.get("warnings", ())),
+            energy_j=None if data.get("energy_j") is None else float(data["energy_j"]),
         )
 
 

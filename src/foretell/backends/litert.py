@@ -24,7 +24,7 @@ from foretell.backends.contract import RunOptions
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats.tflite_pack import Operator
-from foretell.formats.tflite_write import TfliteFile, as_tflite
+from foretell.formats.tflite_write import as_tflite
 from foretell.records import Run, Target
 
 _CPU = 1  # LiteRtHwAccelerators: kLiteRtHwAcceleratorCpu
@@ -57,13 +57,15 @@ _KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("Exp", "EXP"), ("Abs", "ABS"), ("Neg", "NEG"), ("ELU", "ELU"), ("Elu", "ELU"),
     )
 )  # fmt: skip
-_UNARY = frozenset(
-    "LOGISTIC TANH HARD_SWISH GELU ELU EXP LOG SQRT RSQRT ABS NEG FLOOR CEIL ROUND SIN COS LEAKY_RELU".split()
-)
-_CLAMPED = frozenset("ADD SUB MUL DIV RELU RELU6 MAX_POOL_2D AVERAGE_POOL_2D CONCATENATION".split())
-_HEAVY = frozenset(
-    "CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV BATCH_MATMUL MAX_POOL_2D AVERAGE_POOL_2D SOFTMAX".split()
-)
+_UNARY = frozenset((
+    "LOGISTIC", "TANH", "HARD_SWISH", "GELU", "ELU",
+    "EXP", "LOG", "SQRT", "RSQRT", "ABS", "NEG", "FLOOR", "CEIL", "ROUND", "SIN", "COS", "LEAKY_RELU",
+))  # fmt: skip
+_CLAMPED = frozenset(["ADD", "SUB", "MUL", "DIV", "RELU", "RELU6", "MAX_POOL_2D", "AVERAGE_POOL_2D", "CONCATENATION"])
+_HEAVY = frozenset((
+    "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL",
+    "MAX_POOL_2D", "AVERAGE_POOL_2D", "SOFTMAX",
+))  # fmt: skip
 
 
 class _Memory(ctypes.Structure):

@@ -141,7 +141,9 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
         if name not in seconds:
             continue
         names = str(info["originalLayersNames"].value).split(",") if "originalLayersNames" in info else []
-        found = [int(n[len(NODE_PREFIX) :]) for n in names if n.startswith(NODE_PREFIX) and n[len(NODE_PREFIX) :].isdigit()]
+        found = [
+            int(n[len(NODE_PREFIX) :]) for n in names if n.startswith(NODE_PREFIX) and n[len(NODE_PREFIX) :].isdigit()
+        ]
         covered = tuple(sorted({n for n in found if n < len(graph.nodes)} - graph.constant_nodes))
         number[name] = len(ops)
         label.append(str(info["layerType"].value) if "layerType" in info else "Unknown")
@@ -162,7 +164,10 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
     members: dict[int, list[int]] = {}
     for i, h in host.items():
         members.setdefault(h, []).append(i)
-    groups = [([h, *(i for i in found if i != h)], sum(seconds[ops[i].output] for i in found)) for h, found in sorted(members.items())]  # fmt: skip
+    groups = [
+        ([h, *(i for i in found if i != h)], sum(seconds[ops[i].output] for i in found))
+        for h, found in sorted(members.items())
+    ]
     if not any(ops[h].nodes for h in members):
         raise MeasurementError("the runtime model names none of the graph's nodes", where=graph.name)
     return kernels_of(graph, ops, groups, [label[found[0]] for found, _ in groups])

@@ -74,6 +74,7 @@ def judge(
     elif denormal > 0.01:
         problem = f"{denormal * 100:.0f} % of the outputs are denormal"
     peaks = [r.peak_memory_bytes for r in good if r.peak_memory_bytes is not None]
+    energies = [r.energy_j for r in good if r.energy_j is not None]
     profiled = next((r for r in good if r.kernels), None)
     return Measurement(
         graph=graph,
@@ -88,6 +89,7 @@ def judge(
         process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
         process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
         peak_memory_bytes=max(peaks) if peaks else None,
+        energy_j=float(np.median(energies)) if energies else None,
         noise=apart / 2,
         kernels=_merge([r.kernels for r in good if r.kernels]),
         eliminated=profiled.eliminated if profiled else (),
@@ -105,9 +107,7 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
     first = [(k.op_type, k.nodes, k.tensor) for k in runs[0]]
     alike = [r for r in runs if [(k.op_type, k.nodes, k.tensor) for k in r] == first]
     times = np.median([[k.latency_s for k in r] for r in alike], axis=0)
-    return tuple(
-        ExecutedKernel(k.op_type, k.nodes, k.tensor, k.layout, float(t)) for k, t in zip(runs[0], times, strict=True)
-    )
+    return tuple(replace(k, latency_s=float(t)) for k, t in zip(runs[0], times, strict=True))
 
 
 def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:

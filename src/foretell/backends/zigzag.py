@@ -1,0 +1,204 @@
+"""ZigZag as an estimator: energy and latency of every layer on the accelerators that it ships.
+
+ZigZag searches a mapping for each layer by itself, and a network is the sum of its layers
+(https://pypi.org/project/zigzag-dse/; Mei et al., IEEE TC 2021). A search takes from a tenth of a second to many, so
+that each layer is searched once and kept in a cache on disk, by its shape.
+
+It prices convolutions and matrix products; all other nodes cost nothing there, and count as eliminated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import platform
+import sqlite3
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from foretell.backends.contract import RunOptions
+from foretell.errors import MeasurementError, MissingExtraError, TargetError
+from foretell.formats import read
+from foretell.formats.onnx_write import write_onnx
+from foretell.graph.ir import Graph, Node, Tensor
+from foretell.graph.kinds import NodeKind
+from foretell.records import ExecutedKernel, Run, Target
+
+PREFIX = "zigzag-"
+CACHE = "FORETELL_ZIGZAG_CACHE"  # path of the cache; by default a file in the user's cache folder
+CLOCK_HZ = 200e6  # the accelerators have no clock of their own: cycles become seconds at 200 MHz, Eyeriss' clock
+_LPF_LIMIT = 4  # loop prime factors that the search permutes: a quarter of the time of ZigZag's 6, energy within 0.1 %
+_PRICED = frozenset(("Conv", "Gemm", "MatMul"))
+# Accelerators whose mapping file has another name; those without one get ZigZag's default mapping.
+_MAPPING = {"meta_prototype": "meta_prototype_like"}
+
+
+class Backend:
+    """Prices layers one by one, from the cache where it can."""
+
+    name = "zigzag"
+    estimate = True
+    spaces = ("kernels", "sweep", "cnn")
+
+    def version(self) -> str:
+        try:
+            return metadata.version("zigzag-dse")
+        except metadata.PackageNotFoundError:
+            raise MissingExtraError("zigzag-dse", "zigzag") from None
+
+    def target(self, precision: str, threads: int) -> Target:
+        raise TargetError("zigzag needs an accelerator", try_="--target zigzag-tpu_like")
+
+    def named(self, name: str) -> Target | None:
+        """The target of an accelerator's name; None if it does not begin with ``zigzag-``."""
+        if not name.startswith(PREFIX):
+            return None
+        inputs = _inputs()
+        known = sorted(f.stem for f in (inputs / "hardware").glob("*.yaml")) if inputs else []
+        if inputs and name.removeprefix(PREFIX) not in known:
+            raise TargetError(f"ZigZag ships no {name!r}", try_="one of " + ", ".join(PREFIX + k for k in known))
+        return Target(name, self.name, "int8", 1, name)
+
+    def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
+        version = self.version()
+        accelerator = target.device.removeprefix(PREFIX)
+        graph = read(model, name=name)
+        kernels = []
+        with contextlib.closing(_Cache(accelerator, version)) as cache:
+            for i, kind in enumerate(graph.kinds):
+                if i in graph.constant_nodes or not priced(kind):
+                    continue
+                energy_j, cycles = cache.price(kind, name)
+                node = graph.nodes[i]
+                kernels.append(ExecutedKernel(node.op_type, (i,), node.outputs[0], "", cycles / CLOCK_HZ, energy_j))
+        if not kernels:
+            raise MeasurementError("no layer that ZigZag prices", where=name)
+        covered = {n for k in kernels for n in k.nodes}
+        eliminated = tuple(i for i in range(len(graph.nodes)) if i not in covered and i not in graph.constant_nodes)
+        environment: dict[str, Any] = {
+            "runtime": f"zigzag-dse {version}", "threads": 1, "precision": target.precision, "clock_hz": CLOCK_HZ,
+            "lpf_limit": _LPF_LIMIT, "python": platform.python_version(),
+        }  # fmt: skip
+        total = sum(k.latency_s for k in kernels)
+        energy = sum(k.energy_j or 0.0 for k in kernels)
+        if not options.profile:
+            return Run((total,), energy_j=energy, environment=environment)
+        return Run((total,), tuple(kernels), None, eliminated, environment, energy_j=energy)
+
+
+def priced(kind: NodeKind) -> bool:
+    """Whether ZigZag has a cost for a node: a two-dimensional convolution, or a product with a constant matrix."""
+    view = kind.view
+    if kind.op_type not in _PRICED or len(view.ins) < 2 or view.ins[0] is None or view.ins[1] is None:
+        return False
+    if kind.op_type == "Conv":
+        return len(view.ins[1].shape) == 4
+    return view.ins[1].const and len(view.ins[1].shape) == 2
+
+
+def _inputs() -> Path | None:
+    spec = util.find_spec("zigzag")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0], "inputs")
+
+
+def _layer_graph(kind: NodeKind) -> Graph:
+    """A graph of this node alone."""
+    view = kind.view
+    tensors: dict[str, Tensor] = {}
+    names = []
+    for k, t in enumerate(view.ins[:2]):
+        assert t is not None
+        names.append(f"i{k}")
+        tensors[f"i{k}"] = Tensor(f"i{k}", "f32", t.shape, k == 1)
+    first = view.outs[0]
+    assert first is not None
+    tensors["o"] = Tensor("o", "f32", first.shape)
+    op_type = kind.op_type
+    attrs = {k: v for k, v in view.node.attrs.items() if k in _KEPT}
+    node = Node("layer", op_type, tuple(names), ("o",), attrs)
+    return Graph("layer", (node,), tensors, ("i0",), ("o",))
+
+
+_KEPT = ("strides", "pads", "dilations", "group", "kernel_shape", "transA", "transB")
+
+
+class _Cache:
+    """Prices by accelerator, version and layer; SQLite, so that many processes may share it."""
+
+    def __init__(self, accelerator: str, version: str) -> None:
+        self.accelerator, self.version = accelerator, version
+        given = os.environ.get(CACHE)
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretell"
+        path = Path(given) if given else base / "zigzag.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.db = sqlite3.connect(path, timeout=60)
+        self.db.execute(
+            "CREATE TABLE IF NOT EXISTS layers (accelerator TEXT, version TEXT, layer TEXT, energy_j REAL, cycles REAL, "
+            "PRIMARY KEY (accelerator, version, layer))"
+        )
+
+    def close(self) -> None:
+        self.db.close()
+
+    def price(self, kind: NodeKind, where: str) -> tuple[float, float]:
+        """(joules, cycles) of a layer."""
+        graph = _layer_graph(kind)
+        node = graph.nodes[0]
+        layer = json.dumps(
+            [node.op_type, [list(t.shape) for t in graph.tensors.values()], sorted(node.attrs.items()), _LPF_LIMIT]
+        )
+        row = self.db.execute(
+            "SELECT energy_j, cycles FROM layers WHERE accelerator = ? AND version = ? AND layer = ?",
+            (self.accelerator, self.version, layer),
+        ).fetchone()
+        if row is None:
+            row = _search(graph, self.accelerator, where)
+            with self.db:
+                self.db.execute(
+                    "INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)", (self.accelerator, self.version, layer, *row)
+                )
+        return float(row[0]), float(row[1])
+
+
+def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
+    """Run ZigZag on one layer."""
+    logging.disable(logging.CRITICAL)
+    try:
+        import onnx
+        from zigzag.api import get_hardware_performance_zigzag
+    except ImportError:
+        raise MissingExtraError("zigzag-dse", "zigzag") from None
+    inputs = _inputs()
+    assert inputs is not None
+    mapping = inputs / "mapping" / f"{_MAPPING.get(accelerator, accelerator)}.yaml"
+    if not mapping.is_file():
+        mapping = inputs / "mapping" / "default.yaml"
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="foretell-zigzag-") as folder:
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                answer = get_hardware_performance_zigzag(
+                    workload=onnx.load_from_string(write_onnx(graph)),
+                    accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping), opt="latency",
+                    dump_folder=folder, pickle_filename=str(Path(folder, "cmes.pickle")), lpf_limit=_LPF_LIMIT,
+                    nb_spatial_mappings_generated=1, loma_show_progress_bar=False,
+                )  # fmt: skip
+        except SystemExit as e:
+            raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
+        except Exception as e:
+            raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
+    try:
+        energy_pj, cycles = float(answer[0]), float(answer[1])
+    except (TypeError, ValueError, IndexError):
+        raise MeasurementError("zigzag's answer is not (energy, cycles, ...): another version?", where=where) from None
+    if not (math.isfinite(energy_pj) and math.isfinite(cycles)) or energy_pj <= 0 or cycles <= 0:
+        raise MeasurementError(f"zigzag's figures are {energy_pj} pJ, {cycles} cycles", where=where)
+    return energy_pj * 1e-12, cycles
