@@ -116,9 +116,7 @@ class Backend:
             if not options.profile:
                 return Run(samples, environment=environment)
             events = session.profile(options.profile_runs)
-        seconds, labels = align(file.ops, events)
-        groups = fused_into(file.ops, seconds)
-        kernels, eliminated = kernels_of(graph, file.ops, groups, [labels[members[0]] for members, _ in groups])
+        kernels, eliminated = kernels_of(graph, file.ops, fused_into(file.ops, align(file.ops, events)))
         return Run(samples, kernels, None, eliminated, environment)
 
 
@@ -274,10 +272,8 @@ def _matches(tag: str, op: str) -> bool:
     return tag == op
 
 
-def align(
-    ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]
-) -> tuple[list[float | None], list[str]]:
-    """(seconds, label) of each operator; None where no kernel of its own ran.
+def align(ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]) -> list[float | None]:
+    """Seconds of each operator; None where no kernel of its own ran.
 
     Events come in the order of the operators. A builtin kernel tells its operator's number; XNNPACK's are matched by
     kind: an operator takes as many as fit it (a sum and its clamp, the copies of a concatenation), and heavy operators
@@ -287,7 +283,6 @@ def align(
         MeasurementError: kernels of unknown kind make up more than a twentieth of the time.
     """
     seconds: list[float | None] = [None] * len(ops)
-    labels = [op.name for op in ops]
     start = 0
     strange = 0.0
     pending: list[tuple[str, int, int, float]] = []
@@ -299,16 +294,15 @@ def align(
         if stop < start:
             raise MeasurementError("the profile runs operators out of order")
         if pending:
-            strange += _align_part(ops, start, stop, pending, seconds, labels)
+            strange += _align_part(ops, start, stop, pending, seconds)
             pending = []
         if stop < len(ops):
             seconds[stop] = (seconds[stop] or 0.0) + e[3]
-            labels[stop] = f"builtin.{ops[stop].name}"
         start = stop + 1 if stop < len(ops) else stop
     total = sum(e[3] for e in events)
     if strange > 0.05 * total:
         raise MeasurementError(f"LiteRT spent {strange / total * 100:.0f} % of its time in kernels of unknown kind")
-    return seconds, labels
+    return seconds
 
 
 _UNKNOWN_COST = 6.0  # of giving an operator a kernel that does not fit it
@@ -317,7 +311,7 @@ _MOST = 64  # kernels of one operator
 
 def _align_part(
     ops: Sequence[Operator], start: int, stop: int, events: Sequence[tuple[str, int, int, float]],
-    seconds: list[float | None], labels: list[str],
+    seconds: list[float | None],
 ) -> float:  # fmt: skip
     """Align XNNPACK's kernels with operators ``start`` to ``stop``; returns the seconds that fit none."""
     n, m = stop - start, len(events)
@@ -354,7 +348,6 @@ def _align_part(
             part = events[j - k : j]
             at = start + i - 1
             seconds[at] = sum(e[3] for e in part)
-            labels[at] = max(part, key=lambda e: e[3])[0]
             strange += sum(e[3] for e in part if not _matches(e[0], ops[at].name))
         j -= k
     return strange if best[n, m] > -math.inf else sum(e[3] for e in events)

@@ -45,7 +45,8 @@ def kernels_of(
 ) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:
     """(kernels, eliminated nodes). A node of several operators is counted to the dearest of them.
 
-    ``labels`` names the groups; by default the operator's own name.
+    ``labels`` names the groups; by default a kernel is called like its main node. What a runtime calls it (its
+    algorithm) depends on shapes that the kernel's features hold anyway, and a label must follow from the graph.
     """
     owner: dict[int, int] = {}
     for g in sorted(range(len(groups)), key=lambda g: -groups[g][1]):
@@ -64,7 +65,8 @@ def kernels_of(
     kernels = []
     for g, covered in sorted(nodes.items(), key=lambda kv: max(kv[1])):
         members, seconds = groups[g]
-        label = labels[g] if labels else ops[members[0]].name
+        main = max(covered, key=lambda n: (graph.kinds[n].macs, graph.kinds[n].write_bytes, n))
+        label = labels[g] if labels else graph.nodes[main].op_type
         last = graph.nodes[max(covered)]
         tensor = last.outputs[0] if last.outputs else ""
         kernels.append(ExecutedKernel(label, tuple(sorted(covered)), tensor, "", seconds + spare.get(g, 0.0)))

@@ -44,7 +44,7 @@ class Backend:
 
     name = "zigzag"
     estimate = True
-    spaces = ("kernels", "sweep", "cnn")
+    spaces = ("kernels",)  # layers are priced one by one: nothing is learned from how they follow each other
 
     def version(self) -> str:
         try:

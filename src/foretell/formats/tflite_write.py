@@ -719,6 +719,27 @@ def _layer_norm(w: _Writer, i: int, node: Node) -> None:
     _channel_affine(w, normal, y, shape[-1], (i,))
 
 
+def _nan_guard(w: _Writer, i: int, node: Node) -> None:
+    """Exporters guard a softmax by Where(IsNaN(x), 0, x); converters to TFLite drop the guard."""
+    if node.op_type == "Where":
+        p = w.graph.producer.get(node.inputs[0], -1)
+        if p < 0 or w.graph.nodes[p].op_type != "IsNaN":
+            inputs = [w.operand(t, node.outputs[0]) for t in node.inputs]
+            w.emit("SELECT_V2", inputs, [w.tensor(node.outputs[0])], {}, (i,))
+            return
+        w.alias(node.outputs[0], node.inputs[2])
+    w.skipped.append(i)
+
+
+def _reciprocal(w: _Writer, i: int, node: Node) -> None:
+    w.emit("DIV", [_scalar(w, 1.0), w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {}, (i,))
+
+
+def _expand(w: _Writer, i: int, node: Node) -> None:
+    y = w.tensor(node.outputs[0])
+    w.emit("BROADCAST_TO", [w.tensor(node.inputs[0]), w.integers(w.tensors[y].shape)], [y], {}, (i,))
+
+
 def _cast(w: _Writer, i: int, node: Node) -> None:
     w.emit("CAST", [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {}, (i,))
 
@@ -731,6 +752,7 @@ _HANDLERS: dict[str, Callable[[_Writer, int, Node], None]] = {
     "Identity": _identity, "Dropout": _identity, "Transpose": _transpose, "Gemm": _gemm, "MatMul": _matmul,
     "com.microsoft:FusedMatMul": _matmul, "Softmax": _softmax, "Pad": _pad, "Split": _split, "Slice": _slice,
     "Resize": _resize, "Gather": _gather, "DepthToSpace": _depth, "SpaceToDepth": _depth,
-    "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm, "Cast": _cast, "Sum": _binary,
+    "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm, "Cast": _cast, "Sum": _binary, "IsNaN": _nan_guard,
+    "Where": _nan_guard, "Reciprocal": _reciprocal, "Expand": _expand,
 }  # fmt: skip
 _BINARY["Sum"] = "ADD"
