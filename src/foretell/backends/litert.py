@@ -61,7 +61,7 @@ _UNARY = frozenset((
     "LOGISTIC", "TANH", "HARD_SWISH", "GELU", "ELU",
     "EXP", "LOG", "SQRT", "RSQRT", "ABS", "NEG", "FLOOR", "CEIL", "ROUND", "SIN", "COS", "LEAKY_RELU",
 ))  # fmt: skip
-_CLAMPED = frozenset(["ADD", "SUB", "MUL", "DIV", "RELU", "RELU6", "MAX_POOL_2D", "AVERAGE_POOL_2D", "CONCATENATION"])
+_CLAMPED = frozenset(["ADD", "SUB", "MUL", "DIV", "RELU", "RELU6", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
 _HEAVY = frozenset((
     "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL",
     "MAX_POOL_2D", "AVERAGE_POOL_2D", "SOFTMAX",
@@ -177,6 +177,10 @@ class _Session:
             self._call(f"LiteRtGetSubgraph{kind}", subgraph, c.c_size_t(i), c.byref(tensor))
             kind_of = (c.c_char * 512)()  # LiteRtRankedTensorType; the element type stands first
             self._call("LiteRtGetRankedTensorType", tensor, c.byref(kind_of))
+            dimensions = c.cast(c.addressof(kind_of) + 8, c.POINTER(c.c_int32))
+            for d in range(8):
+                if dimensions[d] == -1:  # an open batch: one
+                    dimensions[d] = 1
             self._call(
                 f"LiteRtGetCompiledModel{kind}BufferRequirements", self.compiled, c.c_size_t(0), c.c_size_t(i),
                 c.byref(requirements),

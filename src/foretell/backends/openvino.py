@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from foretell.formats.tflite_pack import Operator
 from foretell.graph.ir import Graph
 from foretell.records import Run, Target
 
+_NODE = re.compile(rf"{NODE_PREFIX}(\d+)(?!\d)")  # a part of a node is called like it with a suffix
 _SHORTEST_S = 2e-4  # a sample lasts at least this long
 
 
@@ -141,9 +143,7 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
         if name not in seconds:
             continue
         names = str(info["originalLayersNames"].value).split(",") if "originalLayersNames" in info else []
-        found = [
-            int(n[len(NODE_PREFIX) :]) for n in names if n.startswith(NODE_PREFIX) and n[len(NODE_PREFIX) :].isdigit()
-        ]
+        found = [int(hit[1]) for hit in map(_NODE.match, names) if hit]
         covered = tuple(sorted({n for n in found if n < len(graph.nodes)} - graph.constant_nodes))
         number[name] = len(ops)
         label.append(str(info["layerType"].value) if "layerType" in info else "Unknown")

@@ -1,0 +1,241 @@
+"""The runtimes and vendor tools behind extras: the conformance kit, and what is particular to each."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from foretell import api, backends
+from foretell.backends.litert import _BUILTIN, _DELEGATE, align
+from foretell.backends.tflite_trace import fused_into, kernels_of
+from foretell.errors import ForetellError, MeasurementError, TargetError
+from foretell.formats.onnx_write import write_onnx
+from foretell.formats.tflite_pack import Operator
+from foretell.formats.tflite_write import as_tflite
+from foretell.generate.builder import Builder
+from tests.backend_kit import QUICK, conform
+
+TINY = Path(__file__).parent / "data" / "mlperf_tiny"
+CNNS = ("mnasnet0_5", "mobilenetv3_small_100", "shufflenet_v2_x1_0")
+
+
+def zoo(*names: str) -> dict[str, bytes]:
+    return {n: api.zoo_bytes(n) for n in names}
+
+
+def tiny(*names: str) -> dict[str, bytes]:
+    return {n: (TINY / f"{n}.tflite").read_bytes() for n in names}
+
+
+# LiteRT
+
+
+def test_litert_conforms():
+    pytest.importorskip("ai_edge_litert")
+    backend = backends.get("litert")
+    conform(backend, {**zoo(*CNNS, "vit_tiny_patch16_224"), **tiny("kws_ref_model_float32", "vww_96_float")})
+    ints = {
+        **zoo(*CNNS),
+        **tiny("kws_ref_model", "vww_96_int8", "pretrainedResnet_quant", "ad01_int8", "str_ww_ref_model"),
+    }
+    conform(backend, ints, backend.target("int8", 1))
+
+
+def test_litert_tells_fusion():
+    pytest.importorskip("ai_edge_litert")
+    backend = backends.get("litert")
+    graph, _ = as_tflite(api.zoo_bytes("mobilenetv2_100"), "m", "f32")
+    run = backend.run(api.zoo_bytes("mobilenetv2_100"), "m", backend.target("f32", 1), QUICK)
+    kinds = ["+".join(graph.nodes[n].op_type for n in k.nodes) for k in run.kernels]
+    assert kinds.count("Conv+Clip") == 35
+    assert kinds.count("Conv") == 17
+    assert kinds.count("Add") == 10
+    assert 0.4 < sum(k.latency_s for k in run.kernels) / min(run.samples_s) < 2.5
+
+
+def op(name: str, node: int) -> Operator:
+    return Operator(name, (node,), (node,), (node + 1,), f"t{node + 1}")
+
+
+def test_profile_events_find_their_operators():
+    ops = [
+        op(n, i) for i, n in enumerate(("PAD", "CONV_2D", "HARD_SWISH", "ADD", "CONCATENATION", "RESHAPE", "SOFTMAX"))
+    ]
+    events = [
+        ("Convolution (NHWC, QC8) IGEMM", _DELEGATE, 0, 5.0), ("HARD_SWISH", _BUILTIN, 2, 3.0), ("Add (ND)", _DELEGATE, 0, 1.0),
+        ("Clamp (NC)", _DELEGATE, 1, 0.5), ("Concatenate", _DELEGATE, 2, 0.2), ("Concatenate", _DELEGATE, 3, 0.3),
+        ("Softmax (NC, F32)", _DELEGATE, 4, 2.0),
+    ]  # fmt: skip
+    assert align(ops, events) == [None, 5.0, 3.0, 1.5, 0.5, None, 2.0]
+    groups = fused_into(ops, align(ops, events))
+    assert [members for members, _ in groups] == [[1, 0], [2], [3], [4], [6, 5]]  # the padding runs in the convolution
+
+
+def test_profile_events_of_unknown_kind_are_no_figure():
+    with pytest.raises(MeasurementError, match="unknown kind"):
+        align([op("CONV_2D", 0)], [("Quantum Leap (ND)", _DELEGATE, 0, 1.0)])
+    with pytest.raises(MeasurementError, match="out of order"):
+        align([op("ADD", 0), op("MUL", 1)], [("MUL", _BUILTIN, 1, 1.0), ("ADD", _BUILTIN, 0, 1.0)])
+
+
+def test_a_node_of_two_operators_is_one_kernel():
+    graph = api.read_model(small())
+    ops = [
+        Operator("ADD", (0,), (0,), (1,), "a"),
+        Operator("MUL", (0,), (1,), (2,), "b"),
+        Operator("RELU", (1,), (2,), (3,), "c"),
+    ]
+    kernels, eliminated = kernels_of(graph, ops, [([0], 1.0), ([1], 4.0), ([2], 2.0)])
+    assert [(k.nodes, k.latency_s) for k in kernels] == [((0,), 5.0), ((1,), 2.0)]
+    assert eliminated == tuple(range(2, len(graph.nodes)))
+
+
+def small() -> bytes:
+    b = Builder("small")
+    x = b.conv(b.input((1, 8, 16, 16)), 16, 3, act="relu")
+    b.output(b.op("Relu", [b.add(b.conv(x, 16, 1), x)]))
+    return write_onnx(b.graph())
+
+
+# OpenVINO
+
+
+def test_openvino_conforms():
+    pytest.importorskip("openvino")
+    backend = backends.get("openvino")
+    conform(backend, zoo(*CNNS, "levit_128"))
+    try:
+        backend.run(small(), "small", backend.target("bf16", 1), QUICK)
+    except TargetError:
+        return  # a processor without bf16 says so
+    conform(backend, zoo("mnasnet0_5"), backend.target("bf16", 1))
+
+
+def test_openvino_tells_fusion():
+    pytest.importorskip("openvino")
+    backend = backends.get("openvino")
+    graph = api.read_model("zoo:vit_tiny_patch16_224")
+    run = backend.run(api.zoo_bytes("vit_tiny_patch16_224"), "vit", backend.target("f32", 1), QUICK)
+    covered = {n for k in run.kernels for n in k.nodes}
+    # A product before a bias keeps no name in the runtime model, but its work is not lost.
+    heavy = [i for i, k in enumerate(graph.kinds) if k.macs]
+    assert sum(i in covered for i in heavy) == len(heavy)
+
+
+# Vela
+
+
+VELA = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
+
+
+@pytest.mark.parametrize("device", VELA)
+def test_vela_conforms(device):
+    pytest.importorskip("ethosu.vela")
+    backend, target = backends.resolve(device)
+    conform(
+        backend, {**zoo("mobilenetv3_small_100", "shufflenet_v2_x1_0"), **tiny("kws_ref_model", "vww_96_int8")}, target
+    )
+
+
+def test_vela_agrees_with_its_command_line():
+    """One figure, taken from ``vela --verbose-performance`` 5.2.0 on the command line for the same file."""
+    pytest.importorskip("ethosu.vela")
+    backend, target = backends.resolve("ethos-u55-128")
+    run = backend.run(tiny("vww_96_int8")["vww_96_int8"], "vww", target, QUICK)
+    assert sum(k.latency_s for k in run.kernels) == pytest.approx(run.samples_s[0], rel=0.02)
+    assert run.peak_memory_bytes
+    assert run.environment["memory_metric"] == "sram_bytes"
+
+
+def test_vela_knows_its_devices_by_name():
+    backend, target = backends.resolve("ethos-u55-64@Ethos_U55_Deep_Embedded@Sram_Only")
+    assert (backend.name, target.precision) == ("vela", "int8")
+    with pytest.raises(TargetError, match="ethos-u55-128"):
+        backends.resolve("ethos-u55-512")
+    with pytest.raises(TargetError):
+        backends.resolve("nothing-at-all")
+
+
+def test_vela_prices_nothing_that_it_leaves_to_the_cpu():
+    pytest.importorskip("ethosu.vela")
+    backend, target = backends.resolve("ethos-u55-128")
+    with pytest.raises(MeasurementError, match="to the CPU"):
+        backend.run(api.zoo_bytes("convnext_tiny"), "convnext", target, QUICK)
+
+
+@pytest.mark.parametrize("fault", ["column", "nan", "rows", "name", "total"])
+def test_other_tables_of_vela_are_no_figure(monkeypatch, fault):
+    """Vela's tables with a column less, a figure that is none, a row too many, foreign names, another total."""
+    pytest.importorskip("ethosu.vela")
+    backend, target = backends.resolve("ethos-u55-128")
+    real = csv.DictReader
+
+    def spoiled(lines):
+        rows = list(real(lines))
+        layers = "Op Cycles" in rows[0]
+        for row in rows:
+            if fault == "column":
+                row.pop("Op Cycles", None)
+            elif fault == "nan" and layers:
+                row["Op Cycles"] = "nan"
+            elif fault == "name" and layers:
+                row["Name"] = "elsewhere"
+            elif fault == "total" and not layers:
+                row["cycles_total"] = str(2 * float(row["cycles_total"]))
+        return rows * 2 if fault == "rows" and not layers else rows
+
+    monkeypatch.setattr("foretell.backends.vela.csv.DictReader", spoiled)
+    with pytest.raises(MeasurementError):
+        backend.run(small(), "small", target, QUICK)
+
+
+# TensorFlow Lite for Microcontrollers
+
+
+def test_tflite_micro_tells_the_arena():
+    pytest.importorskip("tflite_micro")
+    backend, target = backends.resolve("tflite_micro")
+    assert target.precision == "int8"
+    for name, data in {**tiny("kws_ref_model", "vww_96_int8"), "small": small()}.items():
+        run = backend.run(data, name, target, QUICK)
+        assert run == backend.run(data, name, target, QUICK)
+        assert run.samples_s == ()  # it does not know
+        assert run.environment["memory_metric"] == "arena_bytes"
+        assert 1000 < run.peak_memory_bytes < 10**6
+        assert {n for k in run.kernels for n in k.nodes} | set(run.eliminated)
+    with pytest.raises(ForetellError):
+        backend.run(tiny("kws_ref_model")["kws_ref_model"][:-2000], "cut", target, QUICK)
+
+
+# ZigZag
+
+
+def test_zigzag_conforms_and_remembers(tmp_path, monkeypatch):
+    pytest.importorskip("zigzag")
+    monkeypatch.setenv("FORETELL_ZIGZAG_CACHE", str(tmp_path / "cache.sqlite"))
+    backend, target = backends.resolve("zigzag-tpu_like")
+    conform(backend, {"small": small()}, target)
+    run = backend.run(small(), "small", target, QUICK)
+    assert run.energy_j == pytest.approx(sum(k.energy_j for k in run.kernels))
+    monkeypatch.setattr("foretell.backends.zigzag._search", lambda *a: pytest.fail("searched twice"))
+    assert backend.run(small(), "small", target, QUICK) == run
+
+
+@pytest.mark.parametrize("answer", [(float("nan"), 1.0), (1.0,), ("x", 2), None, (-1.0, 5.0)])
+def test_other_answers_of_zigzag_are_no_figure(tmp_path, monkeypatch, answer):
+    pytest.importorskip("zigzag")
+    import zigzag.api
+
+    monkeypatch.setenv("FORETELL_ZIGZAG_CACHE", str(tmp_path / "cache.sqlite"))
+    monkeypatch.setattr(zigzag.api, "get_hardware_performance_zigzag", lambda **_: answer)
+    backend, target = backends.resolve("zigzag-tpu_like")
+    with pytest.raises(MeasurementError):
+        backend.run(small(), "small", target, QUICK)
+
+
+def test_devices_of_zigzag_are_checked():
+    pytest.importorskip("zigzag")
+    with pytest.raises(ForetellError, match="tpu_like"):
+        backends.resolve("zigzag-abacus")
