@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph
 
 ZOO = "zoo:"
-ALIASES: Mapping[str, str] = {"ort": "ort-f32-1t", "onnxruntime": "ort-f32-1t"}
+ALIASES: Mapping[str, str] = {
+    "ort": "ort-f32-1t", "onnxruntime": "ort-f32-1t", "litert": "litert-f32-1t", "litert-f32": "litert-f32-1t",
+    "litert-int8": "litert-int8-1t", "openvino": "openvino-f32-1t", "openvino-f32": "openvino-f32-1t",
+    "openvino-bf16": "openvino-bf16-1t", "tflite_micro": "tflite_micro-int8", "fake": "fake-f32-1t",
+}  # fmt: skip
 DEFAULT_TARGET = "ort-f32-1t"
 
 
@@ -136,6 +141,24 @@ def predict_many(
     """As :func:`predict` for many models, vectorised over all their kernels."""
     predictor = target if isinstance(target, Predictor) else load(target)
     return predictor.predict_many([read_model(m) for m in models], method)
+
+
+def match_targets(patterns: Sequence[str]) -> list[str]:
+    """Names of installed predictors, or folders, that ``patterns`` (``ethos-*``) stand for, each once, in order.
+
+    Raises:
+        TargetError: a pattern with a wildcard that matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if not any(c in pattern for c in "*?["):
+            found[pattern] = None
+            continue
+        hits = [name for name in sorted(predictor_folders()) if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise TargetError(f"no predictor matches {pattern!r}", try_=", ".join(sorted(predictor_folders())))
+        found.update(dict.fromkeys(hits))
+    return list(found)
 
 
 def targets() -> list[dict[str, Any]]:

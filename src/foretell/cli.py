@@ -96,10 +96,16 @@ def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 @app.command(
     epilog="Examples:  foretell predict zoo:resnet50   |   foretell predict m.onnx --shape x=1x3x320x320 --format json"
+    "   |   foretell predict m.tflite --target 'ethos-*' --target litert-int8"
 )
 @click.argument("models", nargs=-1, required=True)
 @click.option(
-    "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
+    "--target",
+    "targets",
+    multiple=True,
+    default=("ort-f32-1t",),
+    show_default=True,
+    help="Name of a target, a pattern such as 'ethos-*', or the folder of a predictor; several are compared.",
 )
 @shape_option
 @batch_option
@@ -107,16 +113,18 @@ def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @click.option("--top", default=10, show_default=True, help="How many kernels to list; 0 for none, -1 for all.")
 @format_option
 def predict(
-    models: tuple[str, ...], target: str, shapes: tuple[str, ...], batch: int | None, method: str, top: int, form: str
-) -> None:
-    """Predict latency and peak memory of MODELS (ONNX files, or zoo:NAME)."""
+    models: tuple[str, ...], targets: tuple[str, ...], shapes: tuple[str, ...], batch: int | None, method: str, top: int,
+    form: str,
+) -> None:  # fmt: skip
+    """Predict latency, energy and peak memory of MODELS (ONNX or TFLite files, or zoo:NAME)."""
     from foretell import api
     from foretell.report import sheets, tables
 
-    predictor = api.load(target)
+    predictors = [api.load(t) for t in api.match_targets(targets)]
     graphs = [api.read_model(m, shapes=_shapes(shapes), batch=batch) for m in models]
-    predictions = predictor.predict_many(graphs, method)
-    tables.show(*(sheets.prediction(predictions[0], top) if len(models) == 1 else sheets.comparison(predictions)), form)
+    predictions = [p for predictor in predictors for p in predictor.predict_many(graphs, method)]
+    single = len(predictions) == 1
+    tables.show(*(sheets.prediction(predictions[0], top) if single else sheets.comparison(predictions)), form)
 
 
 @app.command(

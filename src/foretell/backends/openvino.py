@@ -143,7 +143,9 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
         if name not in seconds:
             continue
         names = str(info["originalLayersNames"].value).split(",") if "originalLayersNames" in info else []
+        # A layer that writes an output of the network is called like that output.
         found = [int(hit[1]) for hit in map(_NODE.match, names) if hit]
+        found += [graph.producer[n] for n in names if n in graph.outputs and n in graph.producer]
         covered = tuple(sorted({n for n in found if n < len(graph.nodes)} - graph.constant_nodes))
         number[name] = len(ops)
         label.append(str(info["layerType"].value) if "layerType" in info else "Unknown")

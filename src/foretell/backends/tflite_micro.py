@@ -54,10 +54,10 @@ class Backend:
         def allocate() -> None:
             runtime.Interpreter.from_bytes(file.data, arena_size=_ARENA_BYTES).print_allocations()
 
-        try:
-            said = _spoken(allocate)
-        except Exception as e:
-            raise MeasurementError(f"tflite-micro: {str(e)[:300] or type(e).__name__}", where=name) from None
+        said, problem = _spoken(allocate)
+        if problem is not None:
+            why = next((line.strip() for line in said.splitlines() if line.strip()), str(problem))
+            raise MeasurementError(f"tflite-micro: {why[:300]}", where=name)
         hit = _TOTAL.search(said)
         if hit is None or not 0 < int(hit[1]) <= _ARENA_BYTES:
             raise MeasurementError("tflite-micro told no arena size: another version?", where=name)
@@ -71,17 +71,20 @@ class Backend:
         return Run((), kernels, int(hit[1]), eliminated, environment)
 
 
-def _spoken(work: Callable[[], None]) -> str:
-    """What C code writes to the standard streams while ``work`` runs."""
+def _spoken(work: Callable[[], None]) -> tuple[str, Exception | None]:
+    """(what C code writes to the standard streams while ``work`` runs, what it raises)."""
+    problem: Exception | None = None
     with tempfile.TemporaryFile() as file:
         saved = [os.dup(1), os.dup(2)]
         try:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             work()
+        except Exception as e:
+            problem = e
         finally:
             for fd, old in zip((1, 2), saved, strict=True):
                 os.dup2(old, fd)
                 os.close(old)
         file.seek(0)
-        return file.read(1 << 20).decode(errors="replace")
+        return file.read(1 << 20).decode(errors="replace"), problem

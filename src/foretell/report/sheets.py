@@ -16,6 +16,7 @@ from foretell.records import METRICS, Measurement, Prediction, Value
 from foretell.report.tables import Sheet
 
 Shown = tuple[list[Sheet], Any]
+_NAME = 48  # characters of a node's name that a table shows
 _FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size}
 
 
@@ -24,6 +25,11 @@ def _range(metric: str, value: Value | None) -> str:
         return "-"
     fmt = _FORMAT[metric]
     return f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+
+
+def _short(name: str) -> str:
+    """The end of a long name tells more than its beginning."""
+    return name if len(name) <= _NAME else "..." + name[3 - _NAME :]
 
 
 def prediction(p: Prediction, top: int) -> Shown:
@@ -39,7 +45,7 @@ def prediction(p: Prediction, top: int) -> Shown:
         f"{units.percent(p.coverage, 0)} of the time from fitted models",
     ])  # fmt: skip
     rows = tuple(
-        (k.name, "+".join(k.op_types) or "-", k.nodes[-1], units.seconds(k.latency_s), units.percent(k.share), k.bound,
+        (k.name, "+".join(k.op_types) or "-", _short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
          k.source)
         for k in shown
     )  # fmt: skip
