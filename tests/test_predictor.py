@@ -266,3 +266,32 @@ def test_folds_keep_families_together():
     assert all(len({f for f, g in zip(fold, groups, strict=True) if g == family}) == 1 for family in set(groups))
     assert set(fold) == {0, 1, 2, 3, 4}
     assert set(FAMILIES) == set(api.zoo_names())
+
+
+def test_energy_is_learned_like_time(recorded, tmp_path):
+    """Rows that have energies, a kernel and in all, give a predictor that tells them; it is saved with the rest."""
+    from dataclasses import replace
+
+    rows, graphs = recorded
+    power = 3.0
+    paid = [
+        replace(
+            m, energy_j=m.latency_s * power, kernels=tuple(replace(k, energy_j=k.latency_s * power) for k in m.kernels)
+        )
+        for m in rows
+        if m.verdict == "ok" and m.kernels and m.source == "generated"
+    ]
+    predictor = Predictor(paid[0].target).fit(paid, graphs)
+    tested = [m for m in rows if m.verdict == "ok" and m.source != "generated"]
+    predictions = predictor.predict_many([graphs[m.graph] for m in tested])
+    errors = [abs(p.energy_j.value / (m.latency_s * power) - 1) for p, m in zip(predictions, tested, strict=True)]
+    assert sum(errors) / len(errors) < 0.2
+    assert all(p.energy_j.low < p.energy_j.value < p.energy_j.high for p in predictions)
+    predictor.save(tmp_path / "p")
+    again = load(tmp_path / "p").predict(graphs[tested[0].graph])
+    assert again.energy_j == predictions[0].energy_j
+    assert fresh_without_energy(rows, graphs).predict(graphs[tested[0].graph]).energy_j is None  # None, never 0
+
+
+def fresh_without_energy(rows, graphs):
+    return Predictor(rows[0].target).fit([m for m in rows if m.source == "generated"][:40], graphs)

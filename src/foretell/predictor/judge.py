@@ -15,7 +15,7 @@ from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
 from foretell.models.network import Conformal
 from foretell.predictor.evaluate import TRANSFORMERS, family_of, folds, score
-from foretell.predictor.stack import METHODS, Predictor
+from foretell.predictor.stack import METHODS, Predictor, as_energy
 from foretell.records import Measurement
 
 Array = np.ndarray[Any, Any]
@@ -76,6 +76,11 @@ def judge(
     if np.isfinite(peaks).all() and all(p.peak_memory_bytes is not None for p in predictions):
         values = np.array([p.peak_memory_bytes.value for p in predictions if p.peak_memory_bytes is not None])
         add("peak_memory_bytes", "default", values, peaks, cross_intervals(values, peaks, np.ones(len(rows)), fold))
+    if predictor.energy_ is not None and all(m.energy_j for m in rows):
+        paid = [as_energy(m) for m in rows]
+        given = [as_energy(m) for m in train if m.verdict == "ok" and m.energy_j]
+        more = judge(predictor.energy_, given, paid, graphs, fold_count=fold_count)
+        out += [{**r, "metric": "energy_j"} for r in more if r["metric"] == "latency_s"]
     return out
 
 

@@ -32,6 +32,7 @@ from foretell.records import Target
 
 FORMAT = "foretell-predictor/1"
 MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
+_ENERGY = "energy/"  # before the names of the arrays of the predictor for energy
 MAX_BYTES = 256 * 2**20
 Array = np.ndarray[Any, Any]
 
@@ -48,28 +49,8 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
         raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
     folder = Path(path)
     check_folder(folder)
-    mapping, arrays = predictor.mapping_.to_dict()
-    layers: dict[str, Any] = {}
-    for name, layer in predictor.layers_.items():
-        layers[name], more = layer.state()
-        arrays.update(more)
-    for name, network in predictor.networks_.items():
-        arrays.update({f"{name}.{k}": v for k, v in network.state().items()})
-    for i, g in enumerate(sorted(predictor.domain_)):
-        arrays[f"domain.{i}"] = predictor.domain_[g]
-    manifest = {
-        "format": FORMAT,
-        "target": asdict(predictor.target),
-        "features": list(NAMES),
-        "mapping": mapping,
-        "layers": layers,
-        "blend": list(predictor.blend_),
-        "networks": sorted(predictor.networks_),
-        "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
-        "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
-        "domain": sorted(predictor.domain_),
-        "card": predictor.card,
-    }
+    manifest, arrays = _state(predictor)
+    manifest["format"] = FORMAT
     files = {
         MANIFEST: (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
         MODEL: to_bytes({k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}),
@@ -87,6 +68,37 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
         staging.rename(folder)
     except OSError as e:
         raise PredictorError(f"cannot be written: {e.strerror}", where=str(folder)) from None
+
+
+def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
+    """(JSON-able, arrays) of a predictor, and of the one for energy within it."""
+    mapping, arrays = predictor.mapping_.to_dict()
+    layers: dict[str, Any] = {}
+    for name, layer in predictor.layers_.items():
+        layers[name], more = layer.state()
+        arrays.update(more)
+    for name, network in predictor.networks_.items():
+        arrays.update({f"{name}.{k}": v for k, v in network.state().items()})
+    for i, g in enumerate(sorted(predictor.domain_)):
+        arrays[f"domain.{i}"] = predictor.domain_[g]
+    energy = None
+    if predictor.energy_ is not None:
+        energy, more = _state(predictor.energy_)
+        arrays.update({f"{_ENERGY}{k}": v for k, v in more.items()})
+    manifest = {
+        "target": asdict(predictor.target),
+        "features": list(NAMES),
+        "mapping": mapping,
+        "layers": layers,
+        "blend": list(predictor.blend_),
+        "networks": sorted(predictor.networks_),
+        "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
+        "energy": energy,
+        "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
+        "domain": sorted(predictor.domain_),
+        "card": predictor.card,
+    }
+    return manifest, arrays
 
 
 def check_folder(folder: Path) -> None:
@@ -161,7 +173,7 @@ def _arrays(data: bytes) -> dict[str, Array]:
     return arrays
 
 
-def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predictor:
+def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: bool = False) -> Predictor:
     if manifest["features"] != list(NAMES):
         raise PredictorError("lists other features than this foretell computes", where="features", try_="rebuild it")
     t = manifest["target"]
@@ -191,6 +203,12 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predic
             raise PredictorError("is missing or malformed", where=f"domain.{i}")
         domain[str(g)] = a
     memory = manifest["memory"]
+    energy = None
+    if manifest["energy"] is not None:
+        if nested:
+            raise PredictorError("holds another predictor for energy", where="energy")
+        part = {k.removeprefix(_ENERGY): v for k, v in arrays.items() if k.startswith(_ENERGY)}
+        energy = _restore(manifest["energy"], part, nested=True)
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -201,6 +219,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Predic
         blend_=blend,
         networks_=networks,
         memory_=None if memory is None else MemoryModel.restore(memory),
+        energy_=energy,
         conformal_=conformal,
         domain_=domain,
         card=card,

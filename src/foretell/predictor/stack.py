@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -41,6 +41,7 @@ _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0)
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
 _FOLDS = 4
 _MIN_NETWORKS = 8
+_TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
 MICRO = ("kernels", "sweep")  # sources that are not networks: no network term is learned from them
 Report = Callable[[str, float], None]
@@ -56,6 +57,7 @@ class Predictor:
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
     memory_: MemoryModel | None = None
+    energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +110,9 @@ class Predictor:
         if self.memory_ is not None:
             held = self.memory_.held_ratio_
             self.conformal_["peak_memory_bytes"] = Conformal.fit(held, np.ones(len(held)))
+        paid = [as_energy(m) for m in rows if m.energy_j]
+        if len(paid) >= _MIN_NETWORKS:
+            self.energy_ = Predictor(self.target).fit(paid, graphs)
         if calibration:
             self.calibrate(calibration, graphs)
         self.card.update(
@@ -226,6 +231,9 @@ class Predictor:
             if pairs:
                 memory = np.log([true / guess for true, guess in pairs])
                 self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(pairs)))
+        paid = [as_energy(m) for m in real if m.energy_j]
+        if self.energy_ is not None and paid:
+            self.energy_.calibrate(paid, graphs)
         return self
 
     # Predicting
@@ -284,6 +292,9 @@ class Predictor:
         fitted = self._fitted(e.table)
         outside = self._outside(e.table)
         starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in e.lowered])])
+        energies: list[Value | None] = [None] * len(graphs)
+        if self.energy_ is not None:
+            energies = [_joules(p.latency_s) for p in self.energy_.predict_many(graphs, method)]
         out = []
         for i, graph in enumerate(graphs):
             at = range(int(starts[i]), int(starts[i + 1]))
@@ -318,7 +329,7 @@ class Predictor:
                     model=graph.name,
                     target=self.target.name,
                     latency_s=self._value("latency_s", latency, scale),
-                    energy_j=None,
+                    energy_j=energies[i],
                     peak_memory_bytes=self._memory(graph, e.lowered[i]),
                     coverage=float(e.coverage[i]),
                     macs=e.lowered[i].total_macs,
@@ -361,6 +372,22 @@ class Predictor:
         from foretell.predictor.persist import save
 
         save(self, path)
+
+
+def as_energy(m: Measurement) -> Measurement:
+    """The row with energies where times were, so that the same models learn them. One tick is 10 mJ."""
+    assert m.energy_j is not None
+    kernels = tuple(replace(k, latency_s=(k.energy_j or 0.0) / _TICK_J) for k in m.kernels)
+    ticks = m.energy_j / _TICK_J
+    return replace(
+        m, latency_s=ticks, process_latency_s=(ticks,), kernels=kernels, energy_j=None, peak_memory_bytes=None
+    )
+
+
+def _joules(value: Value | None) -> Value | None:
+    if value is None:
+        return None
+    return Value(value.value * _TICK_J, value.low * _TICK_J, value.high * _TICK_J, value.level)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,9 @@ def prediction(p: Prediction, top: int) -> Shown:
 def comparison(predictions: Sequence[Prediction]) -> Shown:
     """Several networks, one row each."""
     rows = tuple(
-        (p.model, p.target, _range("latency_s", p.latency_s), _range("peak_memory_bytes", p.peak_memory_bytes),
-         units.count(p.macs), units.percent(p.coverage, 0), str(len(p.warnings)))
+        (p.model, p.target, _range("latency_s", p.latency_s), _range("energy_j", p.energy_j),
+         _range("peak_memory_bytes", p.peak_memory_bytes), units.count(p.macs), units.percent(p.coverage, 0),
+         str(len(p.warnings)))
         for p in predictions
     )  # fmt: skip
     records = []
@@ -72,7 +73,7 @@ def comparison(predictions: Sequence[Prediction]) -> Shown:
         record.update(macs=p.macs, parameters=p.parameters, coverage=p.coverage, warnings="; ".join(p.warnings))
         records.append(record)
     notes = tuple(f"{p.model}: {w}" for p in predictions for w in p.warnings)
-    titles = ("model", "target", "latency", "peak memory", "MACs", "coverage", "warnings")
+    titles = ("model", "target", "latency", "energy", "peak memory", "MACs", "coverage", "warnings")
     return [Sheet(titles, rows, "", notes, (), tuple(records))], [p.to_dict() for p in predictions]
 
 

@@ -1,0 +1,123 @@
+"""Accuracy on every kind of target: runtimes, NPUs, accelerators with energy. Real networks of unseen families.
+
+    foretell build --target ethos-u55-128 --minutes 15 --store vela.sqlite      # for each target
+    python benchmarks/targets.py ethos-u55-128=vela.sqlite litert-int8-1t=a.sqlite,b.sqlite ...
+
+Kernel models are fitted on generated benchmarks alone; intervals of a network are calibrated on the other families.
+Writes results/targets.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import provenance, row, table, write
+
+from foretell.bench import protocol
+from foretell.build import graphs_of
+from foretell.predictor.judge import judge
+from foretell.predictor.stack import Predictor
+from foretell.store import Store
+
+METRIC = {"vela": "sram_bytes", "tflite_micro": "arena_bytes"}  # what peak_memory_bytes is on a backend
+
+
+def rows_of(target: str, paths: list[Path]) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """(generated, real, graphs) of a target; rows of several stores are merged, the machine's drift taken out."""
+    rows, graphs = [], {}
+    for path in paths:
+        store = Store(path)
+        part = [m for m in store.measurements(target) if m.verdict != "failed"]
+        rows += part
+        graphs.update(graphs_of(store, part))
+    rows = protocol.merge(protocol.correct_drift(rows))
+    return [m for m in rows if m.source == "generated"], [m for m in rows if m.source != "generated"], graphs
+
+
+def seconds_a_prediction(predictor: Predictor, graphs: list[Any]) -> float:
+    """Warm time of one prediction, median over the networks, each a graph not met before."""
+    from dataclasses import replace
+
+    times = []
+    for graph in graphs:
+        fresh = replace(graph)
+        start = time.perf_counter()
+        predictor.predict(fresh)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("stores", nargs="+", metavar="TARGET=STORE[,STORE]")
+    arguments.add_argument("--save", type=Path, help="folder to save the calibrated predictors in")
+    a = arguments.parse_args()
+    out: list[dict[str, Any]] = []
+    lines: list[list[Any]] = []
+    worst: list[str] = []
+    for given in a.stores:
+        target, _, paths = given.partition("=")
+        train, test, graphs = rows_of(target, [Path(p) for p in paths.split(",")])
+        good = [m for m in test if m.verdict == "ok"]
+        predictor = Predictor(train[0].target).fit(train, graphs)
+        backend = train[0].target.backend
+        floor = protocol.noise_floor(good)
+        pair = protocol.pair_noise(good)
+        noise = round((floor if floor is not None else (pair or 0.0) / 3**0.5) * 100, 2)
+        predicting = seconds_a_prediction(predictor, [graphs[m.graph] for m in good])
+        label = float(np.mean([m.device_seconds for m in good]))
+        common = {
+            "target": target, "split": "family", "train_networks": predictor.card["train_networks"],
+            "train_measurements": predictor.card["train_measurements"],
+            "device_minutes": predictor.card["device_minutes"], "noise_floor": noise,
+        }  # fmt: skip
+        for r in judge(predictor, train, test, graphs):
+            if r["part"] != "all":
+                continue
+            metric = METRIC.get(backend, r["metric"]) if r["metric"] == "peak_memory_bytes" else r["metric"]
+            entry = row(r["score"], benchmark="targets", metric=metric, estimator=r["estimator"], **common)
+            entry |= {
+                "label_s": round(label, 3),
+                "predict_s": round(predicting, 5),
+                "speedup": round(label / predicting),
+            }
+            out.append(entry)
+            if r["estimator"] in ("default", "refined_roofline", "roofline", "flops"):
+                keys = ("test_networks", "mape", "median_ape", "within_10", "spearman", "interval_coverage")
+                lines.append(
+                    [target, metric, r["estimator"], *(entry[k] for k in keys), common["train_measurements"],
+                     common["device_minutes"], noise, label, label / predicting]
+                )  # fmt: skip
+        predictions = predictor.predict_many([graphs[m.graph] for m in good])
+        errors = sorted(
+            ((p.latency_s.value / m.latency_s - 1, m.name) for p, m in zip(predictions, good, strict=True)),
+            key=lambda e: -abs(e[0]),
+        )
+        worst.append(f"- {target}: " + ", ".join(f"{n} {e * 100:+.0f} %" for e, n in errors[:6]))
+        if a.save:
+            from foretell.build import fit_and_judge
+
+            fit_and_judge(train[0].target, train, test, graphs, lambda *_: None).predictor.save(a.save / target)
+    titles = (
+        "target", "metric", "estimator", "networks", "MAPE", "median APE", "within 10", "Spearman", "in 90 % interval",
+        "training rows", "device minutes", "noise floor", "s a label", "times quicker",
+    )  # fmt: skip
+    text = "\n".join([
+        "# Every kind of target\n",
+        f"{provenance()}.\n",
+        "Real networks of families that trained nothing; the kernel models learned from generated networks alone.",
+        "Rows of vela and zigzag are the vendors' own estimates, not silicon. Percent; Spearman as a share.\n",
+        table(titles, lines),
+        "\n## Largest errors of latency\n",
+        *worst,
+        "",
+    ])  # fmt: skip
+    write("targets", out, text)
+
+
+if __name__ == "__main__":
+    main()
