@@ -41,6 +41,7 @@ _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0)
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
 _FOLDS = 4
 _MIN_NETWORKS = 8
+_WORST_MEMORY = 0.15  # mean |log error| on its own training networks
 _TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
 MICRO = ("kernels", "sweep")  # sources that are not networks: no network term is learned from them
@@ -107,6 +108,8 @@ class Predictor:
         self._fit_network(rows, kept, table, seconds, tell)
         tell("memory", 0.9)
         self.memory_ = MemoryModel.fit(rows, kept)
+        if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
+            self.memory_ = None  # neither allocator explains the peaks: no figure rather than a wrong one
         if self.memory_ is not None:
             held = self.memory_.held_ratio_
             self.conformal_["peak_memory_bytes"] = Conformal.fit(held, np.ones(len(held)))
