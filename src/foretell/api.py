@@ -19,8 +19,9 @@ from foretell.records import Prediction
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
-    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph
+    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph | torch.nn.Module | torch.export.ExportedProgram
 
 ZOO = "zoo:"
 ALIASES: Mapping[str, str] = {
@@ -32,12 +33,15 @@ DEFAULT_TARGET = "ort-f32-1t"
 
 
 def read_model(
-    model: Model, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None, name: str | None = None
-) -> Graph:
+    model: Model, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None, name: str | None = None,
+    args: Sequence[Any] | None = None,
+) -> Graph:  # fmt: skip
     """Read a model into a graph.
 
     Args:
-        model: a path, ``zoo:NAME``, the bytes of a file, an ``onnx.ModelProto``, or a graph (returned as it is).
+        model: a path, ``zoo:NAME``, the bytes of a file, an ``onnx.ModelProto``, a ``torch.nn.Module`` with ``args``, an
+            exported program, or a graph (returned as it is).
+        args: example inputs of a module.
         shapes: shapes to bind to named inputs.
         batch: value of symbolic leading dimensions.
         name: name of the graph; by default the file's stem.
@@ -52,7 +56,7 @@ def read_model(
     if isinstance(model, str) and model.startswith(ZOO):
         key = model.removeprefix(ZOO)
         return read(zoo_bytes(key), shapes=shapes, batch=batch, name=name or key)
-    return read(model, shapes=shapes, batch=batch, name=name)
+    return read(model, shapes=shapes, batch=batch, name=name, args=args)
 
 
 def zoo_names() -> list[str]:

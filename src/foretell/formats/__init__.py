@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foretell.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    import onnx
-
     from foretell.graph.ir import Graph, Shape
 
 _PICKLES = frozenset((".pt", ".pt2", ".pth", ".pkl", ".pickle", ".bin"))
@@ -23,10 +21,19 @@ def is_tflite(data: bytes) -> bool:
 
 
 def read(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, *, shapes: Mapping[str, Shape] | None = None,
-    batch: int | None = None, name: str | None = None,
+    model: Any, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None, name: str | None = None,
+    args: Sequence[Any] | None = None,
 ) -> Graph:  # fmt: skip
-    """Read a model of any format into a graph. Raises as the reader of its format does."""
+    """Read a model of any format into a graph. Raises as the reader of its format does.
+
+    Args:
+        model: a path, the bytes of a file, an ``onnx.ModelProto``, a ``torch.nn.Module`` or an exported program.
+        args: example inputs of a module.
+    """
+    from foretell.formats.torch import is_torch, read_torch
+
+    if is_torch(model):
+        return read_torch(model, args, name=name)
     tflite = False
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
@@ -50,7 +57,6 @@ def read(
 
         if shapes or batch is not None:
             raise UsageError("a TFLite file has fixed shapes: --shape and --batch bind nothing", where=name or "")
-        assert isinstance(model, (str, os.PathLike, bytes))
         return read_tflite(model, name=name)
     from foretell.formats.onnx import read_onnx
 
