@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from foretell.errors import FormatError, PredictorError, TargetError
 from foretell.graph.ir import Graph, Shape
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph | torch.nn.Module | torch.export.ExportedProgram
+    Model: TypeAlias = (
+        "str | os.PathLike[str] | bytes | onnx.ModelProto | torch.nn.Module | torch.export.ExportedProgram | Graph"
+    )
 
 ZOO = "zoo:"
 ALIASES: Mapping[str, str] = {
