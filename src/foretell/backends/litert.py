@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.meters import processor_meter
 from foretell.backends.tflite_trace import fused_into, kernels_of
+from foretell.backends.timing import timed
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats.tflite_pack import Operator
 from foretell.formats.tflite_write import as_tflite
@@ -30,7 +31,6 @@ from foretell.records import Run, Target
 _CPU = 1  # LiteRtHwAccelerators: kLiteRtHwAcceleratorCpu
 _WRITE = 1  # LiteRtTensorBufferLockMode: kLiteRtTensorBufferLockModeWrite
 _BUILTIN, _DELEGATE = 2, 8  # event types of TensorFlow Lite's profiler: an operator, an operator inside a delegate
-_SHORTEST_S = 2e-4  # a sample lasts at least this long
 
 # What XNNPACK calls a kernel -> the operators of a file that it can be. Longest prefix first.
 _KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
@@ -47,12 +47,12 @@ _KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("Maximum", "MAXIMUM"), ("Minimum", "MINIMUM"), ("Power", "POW"), ("Prelu", "PRELU"), ("PReLU", "PRELU"),
         ("Max Pooling", "MAX_POOL_2D"), ("Average Pooling", "AVERAGE_POOL_2D"), ("Global Average", "MEAN AVERAGE_POOL_2D"),
         ("Mean", "MEAN"), ("Sum", "SUM MEAN"), ("Reduce", "MEAN SUM REDUCE_MAX REDUCE_MIN"),
-        ("Static Reshape", "RESHAPE SQUEEZE EXPAND_DIMS"), ("Transpose", "TRANSPOSE"),
+        ("Static Reshape", "RESHAPE SQUEEZE EXPAND_DIMS FULLY_CONNECTED"), ("Transpose", "TRANSPOSE"),
         ("Copy", "RESHAPE CONCATENATION SPLIT SPLIT_V SQUEEZE EXPAND_DIMS"), ("Concat", "CONCATENATION"),
         ("Slice", "SLICE STRIDED_SLICE SPLIT SPLIT_V"), ("Split", "SPLIT SPLIT_V"), ("Even", "SPLIT SPLIT_V"),
         ("Constant Pad", "PAD PADV2"), ("Softmax", "SOFTMAX"), ("Resize Bilinear", "RESIZE_BILINEAR"),
         ("Depth To Space", "DEPTH_TO_SPACE"), ("Space To Depth", "SPACE_TO_DEPTH"), ("Convert", "QUANTIZE DEQUANTIZE CAST"),
-        ("Reciprocal Square Root", "RSQRT"), ("Square Root", "SQRT"), ("Leaky ReLU", "LEAKY_RELU"),
+        ("Reciprocal Square Root", "RSQRT"), ("Square Root", "SQRT"), ("Leaky", "LEAKY_RELU"),
         ("Hard", "HARD_SWISH"), ("Sigmoid", "LOGISTIC"), ("Tanh", "TANH"), ("GELU", "GELU"), ("Gelu", "GELU"),
         ("Exp", "EXP"), ("Abs", "ABS"), ("Neg", "NEG"), ("ELU", "ELU"), ("Elu", "ELU"),
     )
@@ -112,12 +112,13 @@ class Backend:
             path = Path(folder, "network.tflite")
             path.write_bytes(file.data)
             session = _Session(_library(), path, target.threads, options.profile, options.seed)
-            samples, environment["cpu_share"] = _time(session, target, options)
+            t = timed(session.run, target.threads, options, processor_meter())
+            environment["cpu_share"] = t.cpu_share
             if not options.profile:
-                return Run(samples, environment=environment)
+                return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
             events = session.profile(options.profile_runs)
         kernels, eliminated = kernels_of(graph, file.ops, fused_into(file.ops, align(file.ops, events)))
-        return Run(samples, kernels, None, eliminated, environment)
+        return Run(t.samples_s, kernels, None, eliminated, environment, energy_j=t.energy_j)
 
 
 def _library() -> ctypes.CDLL:
@@ -244,25 +245,6 @@ class _Session:
             raise MeasurementError("the profile's runs differ from each other")
         times = np.median([[x[3] for x in q] for q in alike], axis=0)
         return [(*x[:3], float(t)) for x, t in zip(alike[0], times, strict=True)]
-
-
-def _time(session: _Session, target: Target, options: RunOptions) -> tuple[tuple[float, ...], float]:
-    run, clock = session.run, time.perf_counter_ns
-    run()
-    start = clock()
-    for _ in range(options.warmup_runs - 1):
-        run()
-    loop = max(1, int(_SHORTEST_S * (options.warmup_runs - 1) * 1e9 / max(1, clock() - start)))
-    samples: list[float] = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    end = clock() + int(options.seconds * 1e9)
-    while len(samples) < options.max_runs and (len(samples) < options.min_runs or clock() < end):
-        start = clock()
-        for _ in range(loop):
-            run()
-        samples.append((clock() - start) * 1e-9 / loop)
-    share = (time.process_time() - cpu) / (time.perf_counter() - wall) / target.threads
-    return tuple(samples), share
 
 
 def _matches(tag: str, op: str) -> bool:

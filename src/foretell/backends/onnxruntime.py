@@ -13,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.meters import processor_meter
 from foretell.backends.onnxruntime_trace import align
+from foretell.backends.timing import timed
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats.onnx import read_onnx
 from foretell.formats.onnx_write import feeds, runnable
@@ -28,7 +31,6 @@ from foretell.graph.ir import Graph
 from foretell.records import Run, Target
 
 _QUIET = 3  # ORT severity: errors only
-_SHORTEST_S = 2e-4  # a sample lasts at least this long
 
 
 class Backend:
@@ -67,13 +69,14 @@ class Backend:
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         }
         try:
-            samples, environment["denormal_share"], environment["cpu_share"] = self._time(
-                ort, data, inputs, target, options
-            )
+            session = self._session(ort, data, target)
+            environment["denormal_share"] = _denormal_share(session.run(None, inputs))
+            t = timed(partial(session.run, None, inputs), target.threads, options, processor_meter())
+            environment["cpu_share"] = t.cpu_share
             if not options.profile:
-                return Run(samples, environment=environment)
+                return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
             profile = self._profile(ort, data, inputs, target, options, graph)
-            return Run(samples, *profile, environment=environment)
+            return Run(t.samples_s, *profile, environment=environment, energy_j=t.energy_j)
         except MeasurementError:
             raise
         except Exception as e:
@@ -88,28 +91,6 @@ class Backend:
         # slow the processor up to 100-fold; this flushes them to zero.
         so.add_session_config_entry("session.set_denormal_as_zero", "1")
         return ort.InferenceSession(data, so, providers=["CPUExecutionProvider"])
-
-    def _time(
-        self, ort: Any, data: bytes, inputs: Mapping[str, Any], target: Target, options: RunOptions
-    ) -> tuple[tuple[float, ...], float, float]:
-        session = self._session(ort, data, target)
-        outputs = session.run(None, inputs)
-        clock, run = time.perf_counter_ns, session.run
-        start = clock()
-        for _ in range(options.warmup_runs - 1):
-            run(None, inputs)
-        # Runs shorter than the clock is good for are timed several at a time.
-        loop = max(1, int(_SHORTEST_S * (options.warmup_runs - 1) * 1e9 / max(1, clock() - start)))
-        samples: list[float] = []
-        wall, cpu = time.perf_counter(), time.process_time()
-        end = clock() + int(options.seconds * 1e9)
-        while len(samples) < options.max_runs and (len(samples) < options.min_runs or clock() < end):
-            start = clock()
-            for _ in range(loop):
-                run(None, inputs)
-            samples.append((clock() - start) * 1e-9 / loop)
-        share = (time.process_time() - cpu) / (time.perf_counter() - wall) / target.threads
-        return tuple(samples), _denormal_share(outputs), share
 
     def _profile(
         self, ort: Any, data: bytes, inputs: Mapping[str, Any], target: Target, options: RunOptions, graph: Graph

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import tempfile
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.meters import processor_meter
 from foretell.backends.tflite_trace import kernels_of
+from foretell.backends.timing import timed
 from foretell.errors import MeasurementError, MissingExtraError, TargetError, UnsupportedError
 from foretell.formats import is_tflite
 from foretell.formats.onnx import read_onnx
@@ -30,7 +31,6 @@ from foretell.graph.ir import Graph
 from foretell.records import Run, Target
 
 _NODE = re.compile(rf"{NODE_PREFIX}(\d+)(?!\d)")  # a part of a node is called like it with a suffix
-_SHORTEST_S = 2e-4  # a sample lasts at least this long
 
 
 class Backend:
@@ -83,10 +83,13 @@ class Backend:
                     raise TargetError(f"this processor does not compute in {target.precision} (OpenVINO says {got})")
                 environment["runtime"] = f"openvino {openvino.__version__.partition('-')[0]}"
                 environment["precision"] = target.precision
-                samples, environment["cpu_share"] = _time(compiled.create_infer_request(), inputs, target, options)
-                del compiled
+                request = compiled.create_infer_request()
+                request.infer(inputs)  # also copies the inputs, which later runs find in place
+                t = timed(request.infer, target.threads, options, processor_meter())
+                environment["cpu_share"] = t.cpu_share
+                del compiled, request
                 if not options.profile:
-                    return Run(samples, environment=environment)
+                    return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
                 kernels, eliminated = _profile(
                     core.compile_model(network, "CPU", {**settings, "PERF_COUNT": True}), inputs, graph, options
                 )
@@ -94,28 +97,7 @@ class Backend:
             raise
         except Exception as e:
             raise MeasurementError(str(e).strip()[:400] or type(e).__name__, where=name) from None
-        return Run(samples, kernels, None, eliminated, environment)
-
-
-def _time(
-    request: Any, inputs: Mapping[str, Any], target: Target, options: RunOptions
-) -> tuple[tuple[float, ...], float]:
-    request.infer(inputs)  # also copies the inputs, which later runs find in place
-    run, clock = request.infer, time.perf_counter_ns
-    start = clock()
-    for _ in range(options.warmup_runs - 1):
-        run()
-    loop = max(1, int(_SHORTEST_S * (options.warmup_runs - 1) * 1e9 / max(1, clock() - start)))
-    samples: list[float] = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    end = clock() + int(options.seconds * 1e9)
-    while len(samples) < options.max_runs and (len(samples) < options.min_runs or clock() < end):
-        start = clock()
-        for _ in range(loop):
-            run()
-        samples.append((clock() - start) * 1e-9 / loop)
-    share = (time.process_time() - cpu) / (time.perf_counter() - wall) / target.threads
-    return tuple(samples), share
+        return Run(t.samples_s, kernels, None, eliminated, environment, energy_j=t.energy_j)
 
 
 def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: RunOptions) -> Any:
