@@ -18,8 +18,7 @@ import numpy as np
 from common import provenance, row, table, write
 
 from foretell.bench import protocol
-from foretell.build import graphs_of
-from foretell.predictor.judge import judge
+from foretell.build import fit_and_judge, graphs_of
 from foretell.predictor.stack import Predictor
 from foretell.store import Store
 
@@ -63,7 +62,8 @@ def main() -> None:
         target, _, paths = given.partition("=")
         train, test, graphs = rows_of(target, [Path(p) for p in paths.split(",")])
         good = [m for m in test if m.verdict == "ok"]
-        predictor = Predictor(train[0].target).fit(train, graphs)
+        built = fit_and_judge(train[0].target, train, test, graphs, lambda *_: None)
+        predictor = built.predictor
         backend = train[0].target.backend
         floor = protocol.noise_floor(good)
         pair = protocol.pair_noise(good)
@@ -75,7 +75,7 @@ def main() -> None:
             "train_measurements": predictor.card["train_measurements"],
             "device_minutes": predictor.card["device_minutes"], "noise_floor": noise,
         }  # fmt: skip
-        for r in judge(predictor, train, test, graphs):
+        for r in built.rows:
             if r["part"] != "all":
                 continue
             metric = METRIC.get(backend, r["metric"]) if r["metric"] == "peak_memory_bytes" else r["metric"]
@@ -99,9 +99,7 @@ def main() -> None:
         )
         worst.append(f"- {target}: " + ", ".join(f"{n} {e * 100:+.0f} %" for e, n in errors[:6]))
         if a.save:
-            from foretell.build import fit_and_judge
-
-            fit_and_judge(train[0].target, train, test, graphs, lambda *_: None).predictor.save(a.save / target)
+            predictor.save(a.save / target)
     titles = (
         "target", "metric", "estimator", "networks", "MAPE", "median APE", "within 10", "Spearman", "in 90 % interval",
         "training rows", "device minutes", "noise floor", "s a label", "times quicker",

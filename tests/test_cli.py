@@ -214,3 +214,38 @@ def test_a_closed_pipe_is_no_error():
         text=True,
     )
     assert "Traceback" not in out.stderr
+
+
+def test_several_targets_are_compared(home, fitted):
+    fitted.save(home / "predictors" / "mine-a")
+    fitted.save(home / "predictors" / "mine-b")
+    out = run(
+        "predict", "zoo:resnet18", "--target", "mine-*", "--target", "ort", "--format", "json", FORETELL_HOME=str(home)
+    )
+    found = json.loads(out.stdout)
+    assert len(found) == 3
+    assert {p["model"] for p in found} == {"resnet18"}
+    none = run("predict", "zoo:resnet18", "--target", "nothing-*", code=4)
+    assert "nothing-*" in none.stderr
+
+
+def test_csv_holds_plain_numbers():
+    rows = list(csv.DictReader(io.StringIO(run("predict", "zoo:resnet18", "zoo:dla34", "--format", "csv").stdout)))
+    assert [r["model"] for r in rows] == ["resnet18", "dla34"]
+    assert float(rows[0]["latency_s_low"]) < float(rows[0]["latency_s"]) < float(rows[0]["latency_s_high"])
+    assert rows[0]["energy_j"] == ""  # not known, not zero
+    kernels = list(csv.DictReader(io.StringIO(run("predict", "zoo:resnet18", "--format", "csv", "--top", "-1").stdout)))
+    assert sum(float(k["share"]) for k in kernels) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_zoo_is_listed():
+    names = {r["model"] for r in json.loads(run("zoo", "--format", "json").stdout)}
+    assert "zoo:resnet50" in names
+    assert len(names) == 39
+
+
+def test_a_closed_pipe_is_no_failure():
+    command = f"{sys.executable} -m foretell.cli predict zoo:densenet121 --top -1 | head -1; echo ${{PIPESTATUS[0]}}"
+    out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert out.stdout.strip().splitlines()[-1] == "0"
+    assert "Traceback" not in out.stderr
