@@ -292,3 +292,22 @@ def test_data_dependent_sizes_are_guessed_with_a_warning():
     assert g.tensors["i"].shape == (4, 1)
     assert g.tensors["y"].shape == (3, 4, 5, 6)
     assert any("depends on data" in w for w in g.warnings)
+
+
+@pytest.mark.parametrize("kernel", [(0, 1), (5_000_001, 1)])
+def test_impossible_kernels_are_refused(kernel):
+    """A kernel of no taps divides by zero; one of five million was counted tap by tap."""
+    w = const("w", np.zeros((1, 1, 1, 1)))
+    m = model([node("Conv", ["x", "w"], ["y"])], [("x", [1, 1, 8, 8])], [("y", [1, 1, 8, 8])], [w])
+    m.graph.initializer[0].ClearField("raw_data")
+    del m.graph.initializer[0].dims[:]
+    m.graph.initializer[0].dims.extend([1, 1, *kernel])
+    m.graph.initializer[0].data_location = 1
+    with pytest.raises(ForetellError, match="kernel"):
+        read_onnx(m.SerializeToString())
+
+
+def test_a_null_character_in_a_name_is_refused():
+    m = model([node("Relu", ["a\0b"], ["y"])], [("a\0b", [1, 4])], [("y", [1, 4])])
+    with pytest.raises(ForetellError, match="null character"):
+        read_onnx(m.SerializeToString())

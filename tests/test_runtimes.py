@@ -239,3 +239,25 @@ def test_devices_of_zigzag_are_checked():
     pytest.importorskip("zigzag")
     with pytest.raises(ForetellError, match="tpu_like"):
         backends.resolve("zigzag-abacus")
+
+
+def test_one_store_serves_many_targets(tmp_path):
+    """The same model on a second target is measured there, too; an arena is a result without a time."""
+    pytest.importorskip("ethosu.vela")
+    pytest.importorskip("tflite_micro")
+    from foretell.build import measure_models
+    from foretell.store import Store
+
+    store = Store(tmp_path / "s.sqlite")
+    models = [("ad01", tiny("ad01_int8")["ad01_int8"])]
+    for name in ("ethos-u55-128", "tflite_micro"):
+        backend, target = backends.resolve(name)
+        (row,) = measure_models(store, target, models, 1, lambda *_: None)
+        assert (row.target.name, row.verdict, row.estimate) == (target.name, "ok", True)
+        assert row.peak_memory_bytes
+        assert (row.latency_s is None) == (name == "tflite_micro")
+
+
+def test_a_device_has_its_own_precision():
+    with pytest.raises(TargetError, match="int8"):
+        backends.resolve("ethos-u55-128", "f32", 7)

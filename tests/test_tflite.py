@@ -206,3 +206,37 @@ def test_a_table_that_points_outside_is_refused():
         Table(struct.pack("<iHH", 4, 4, 4) + b"\0" * 8, 200, "x")
     with pytest.raises(FormatError):
         Table.root(b"\xf0\0\0\0TFL3" + b"\0" * 20, b"TFL3", "x")
+
+
+def test_a_table_used_over_and_over_is_refused():
+    """Sixty thousand entries that point at one table with a long name: small on disk, gigabytes when read."""
+    import flatbuffers
+
+    b = flatbuffers.Builder(1 << 20)
+    name = b.CreateString("n" * 100_000)
+    b.StartObject(4)
+    b.PrependUOffsetTRelativeSlot(3, name, 0)
+    tensor = b.EndObject()
+    b.StartVector(4, 60_000, 4)
+    for _ in range(60_000):
+        b.PrependUOffsetTRelative(tensor)
+    tensors = b.EndVector()
+    b.StartObject(1)
+    b.PrependUOffsetTRelativeSlot(0, tensors, 0)
+    graph = b.EndObject()
+    b.StartVector(4, 1, 4)
+    b.PrependUOffsetTRelative(graph)
+    graphs = b.EndVector()
+    b.StartObject(3)
+    b.PrependUOffsetTRelativeSlot(2, graphs, 0)
+    b.Finish(b.EndObject(), b"TFL3")
+    got = attempt(bytes(b.Output()))
+    assert isinstance(got, FormatError)
+    assert "over and over" in str(got)
+
+
+def test_what_nothing_writes_is_a_state():
+    data = bytearray((TINY / "kws_ref_model.tflite").read_bytes())
+    graph, ops = read_operators(bytes(data), "kws")
+    assert not graph.warnings
+    assert ops[0].name in ("CONV_2D", "DEPTHWISE_CONV_2D", "RESHAPE")

@@ -18,7 +18,7 @@ from foretell.api import zoo_bytes, zoo_names
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, default_cpus, run_campaign
-from foretell.errors import FitError
+from foretell.errors import FitError, MeasurementError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
@@ -233,7 +233,8 @@ def measure_models(
 ) -> list[Measurement]:
     """Measure given (name, bytes) once each; rows that the store has are not measured again."""
     keys = {graph_hash(d) for _, d in models}
-    campaign = "measure-" + hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:12]
+    what = "".join([target.name, protocol.PROTOCOL, str(processes), *sorted(keys)])
+    campaign = "measure-" + hashlib.sha256(what.encode()).hexdigest()[:12]
     enqueue(store, campaign, [(n, n, "user", d) for n, d in models], processes)
 
     def report(p: Progress) -> None:
@@ -241,5 +242,7 @@ def measure_models(
 
     run_campaign(store, campaign, target, Settings(), report)
     rows = [m for m in store.measurements(target.name, campaign) if m.graph in keys]
+    if not rows:
+        raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]

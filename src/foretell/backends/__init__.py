@@ -63,6 +63,8 @@ def resolve(name: str, precision: str = "", threads: int = 1) -> tuple[Backend, 
         named = getattr(get(known), "named", None)
         target = named(name) if named is not None else None
         if target is not None:
+            if precision not in ("", target.precision) or threads not in (1, target.threads):
+                raise TargetError(f"{name} computes in {target.precision} on {target.threads} thread")
             return get(known), target
     hit = re.fullmatch(r"(\w+)-(\w+?)(?:-(\d+)t)?", name)
     if hit and (hit[1] in ALIASES or hit[1] in names()):

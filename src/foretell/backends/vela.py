@@ -98,6 +98,9 @@ class Backend:
             raise MeasurementError(f"vela's summary has {len(summary)} rows, not one", where=name)
         clock, total = _number(summary[0], "core_clock"), _number(summary[0], "cycles_total")
         seconds = _number(summary[0], "inference_time")
+        names = [op.output for op in file.ops]
+        if clock <= 0 or len(set(names)) < len(names):
+            raise MeasurementError("the file's tensors have no names of their own, or the clock stands", where=name)
         left: list[str] = []
         for row in layers:
             if row["Target"] != "NPU":

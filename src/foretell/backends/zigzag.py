@@ -70,6 +70,9 @@ class Backend:
         accelerator = target.device.removeprefix(PREFIX)
         graph = read(model, name=name)
         kernels = []
+        missed = [graph.nodes[i].op_type for i, k in enumerate(graph.kinds) if k.macs and not priced(k)]
+        if missed:
+            raise MeasurementError(f"ZigZag has no price for {', '.join(sorted(set(missed)))} here", where=name)
         with contextlib.closing(_Cache(accelerator, version)) as cache:
             for i, kind in enumerate(graph.kinds):
                 if i in graph.constant_nodes or not priced(kind):
@@ -138,12 +141,17 @@ class _Cache:
         given = os.environ.get(CACHE)
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretell"
         path = Path(given) if given else base / "zigzag.sqlite"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.db = sqlite3.connect(path, timeout=60)
-        self.db.execute(
-            "CREATE TABLE IF NOT EXISTS layers (accelerator TEXT, version TEXT, layer TEXT, energy_j REAL, cycles REAL, "
-            "PRIMARY KEY (accelerator, version, layer))"
-        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(path, timeout=60)
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS layers (accelerator TEXT, version TEXT, layer TEXT, energy_j REAL, cycles REAL, "
+                "PRIMARY KEY (accelerator, version, layer))"
+            )
+        except (OSError, sqlite3.Error) as e:
+            raise MeasurementError(
+                f"the cache cannot be used ({e})", where=str(path), try_=f"another {CACHE}"
+            ) from None
 
     def close(self) -> None:
         self.db.close()

@@ -32,7 +32,9 @@ PERCENTILE = 10
 
 
 def process_latency_s(run: Run) -> float:
-    """The figure of one process, in seconds."""
+    """The figure of one process, in seconds; 0 for a tool that tells no time."""
+    if not run.samples_s:
+        return 0.0
     return float(np.percentile(run.samples_s, PERCENTILE))
 
 
@@ -55,7 +57,7 @@ def judge(
     estimate: bool = False,
 ) -> Measurement:
     """The measurement that the runs of several processes amount to."""
-    good = [r for r, _, _ in runs if r is not None and r.samples_s]
+    good = [r for r, _, _ in runs if r is not None and (r.samples_s or r.peak_memory_bytes)]
     seconds = sum(s for _, _, s in runs)
     errors = [e for _, e, _ in runs if e]
     if errors or not good:
@@ -63,7 +65,7 @@ def judge(
             graph, name, family, source, target, PROTOCOL, "failed", None, device_seconds=seconds,
             error=(errors or ["no run"])[0], estimate=estimate,
         )  # fmt: skip
-    latencies = tuple(process_latency_s(r) for r in good)
+    latencies = tuple(process_latency_s(r) for r in good if r.samples_s)
     apart = spread(latencies)
     denormal = max((float(r.environment.get("denormal_share", 0.0)) for r in good), default=0.0)
     problem = ""
@@ -84,13 +86,13 @@ def judge(
         target=target,
         protocol=PROTOCOL,
         verdict="unstable" if problem else "ok",
-        latency_s=float(np.median(latencies)),
+        latency_s=float(np.median(latencies)) if latencies else None,
         process_latency_s=latencies,
         process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
         process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
         peak_memory_bytes=max(peaks) if peaks else None,
         energy_j=float(np.median(energies)) if energies else None,
-        noise=apart / 2,
+        noise=apart / 2 if latencies else None,
         kernels=_merge([r.kernels for r in good if r.kernels]),
         eliminated=profiled.eliminated if profiled else (),
         device_seconds=seconds,

@@ -133,6 +133,13 @@ class _Reader:
         self.ops = [self._op(o, codes) for o in main.tables(3)]
         self.inputs = [self._index(i) for i in main.integers(1)]
         self.outputs = [self._index(i) for i in main.integers(2)]
+        written = {i for op in self.ops for i in op.outputs} | set(self.inputs)
+        read = {i for op in self.ops for i in op.inputs if i >= 0}
+        states = [i for i in sorted(read - written) if not self.raw[i].const]
+        for i in states:  # what a network keeps from run to run, or weights that lie elsewhere
+            self.raw[i] = self.raw[i]._replace(const=True)
+        if states:
+            self.warnings.append(f"{len(states)} tensors that nothing writes are taken for constants (states?)")
         self.maps = self._feature_maps()
         self.tensors: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
@@ -149,6 +156,8 @@ class _Reader:
         if code not in TYPES or TYPES[code] == "c128":
             raise FormatError(f"tensor {i} has unknown element type {code}", where=self.where)
         dtype = TYPES[code]
+        if t.count(0) > MAX_RANK:
+            raise ShapeError(f"tensor {i} has {t.count(0)} dimensions", where=self.where)
         shape = t.integers(0)
         if len(shape) > MAX_RANK or any(d < 0 for d in shape):
             raise ShapeError(f"tensor {i} has an impossible shape {shape[:8]}", where=self.where)
@@ -168,7 +177,8 @@ class _Reader:
             scale, zero = q.numbers(2, "<f4"), q.numbers(3, "<i8")
             if scale.size:
                 quantization = Quantization(tuple(scale.tolist()), tuple(zero.tolist()), q.integer(6))
-        return Tensor(f"{t.text(3) or 'tensor'}#{i}", dtype, shape, const, value, quantization)
+        name = self.names[i].replace("\0", "?") or "tensor"
+        return Tensor(f"{name}#{i}", dtype, shape, const, value, quantization)
 
     def _op(self, o: Table, codes: Sequence[Table]) -> Op:
         number = o.integer(0, "I")
@@ -265,6 +275,8 @@ class _Reader:
         for op in self.ops:
             if not op.outputs:
                 continue
+            if any(i < 0 for i in op.inputs[:2]):
+                raise FormatError(f"operator {op.name} lacks an input", where=self.where)
             emit = _EMIT.get(op.name)
             first = len(self.nodes)
             try:

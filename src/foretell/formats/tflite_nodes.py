@@ -63,7 +63,8 @@ def _conv(w: Writer, i: int, node: Node) -> None:
     # A batch normalisation that follows is folded into the weights, as every converter does.
     target, extra = node, tuple[int, ...]()
     readers = g.consumers.get(node.outputs[0], ())
-    if len(readers) == 1 and g.nodes[readers[0]].op_type == "BatchNormalization":
+    alone = len(readers) == 1 and node.outputs[0] not in g.outputs
+    if alone and g.nodes[readers[0]].op_type == "BatchNormalization":
         w.done.add(readers[0])
         extra, target = (readers[0],), g.nodes[readers[0]]._replace(op_type="Conv")
     name, activation, nodes = w.after(readers[0] if extra else i, target)
@@ -184,6 +185,8 @@ def _binary(w: Writer, i: int, node: Node) -> None:
     options = {"activation": activation} if activation else {}
     op = _BINARY[node.op_type]
     result = w.tensor(name)
+    if len(inputs) == 1:  # the largest of one
+        w.emit("RESHAPE", [inputs[0], w.integers(w.tensors[result].shape)], [result], {}, nodes)
     for k, at in enumerate(inputs[:-1]):  # Max, Min and Sum take any number
         if k == len(inputs) - 2:
             w.emit(op, [at, inputs[-1]], [result], options, nodes)

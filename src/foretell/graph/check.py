@@ -10,6 +10,7 @@ from foretell.graph.ir import DTYPE_BITS, Graph, Node
 MAX_NODES = 100_000
 MAX_RANK = 32
 MAX_DIM = 2**40
+MAX_KERNEL = 2**14  # taps of a convolution along one dimension
 MAX_TENSOR_BYTES = 2**48
 _MANY = 2**44  # elements below which a tensor of any type is within the limit
 
@@ -22,6 +23,8 @@ def check(graph: Graph) -> Graph:
         ShapeError: a dimension is negative or absurdly large.
     """
     for t in graph.tensors.values():
+        if "\0" in t.name:
+            raise FormatError("a tensor's name holds a null character", where=graph.name)
         if t.dtype not in DTYPE_BITS:
             raise FormatError(f"tensor {t.name!r} has unknown element type {t.dtype!r}", where=graph.name)
         if len(t.shape) > MAX_RANK:
@@ -62,6 +65,12 @@ def _check_conv(node: Node, graph: Graph) -> None:
     group = node.attrs.get("group", 1) or 1
     if x is None or w is None or len(x.shape) < 3 or len(w.shape) < 3 or not isinstance(group, int):
         return
+    if min(w.shape[2:]) < 1 or max(w.shape[2:]) > MAX_KERNEL:
+        raise ShapeError(f"convolution {node.name!r} has an impossible kernel {w.shape[2:]}", where=graph.name)
+    for key in ("strides", "dilations"):
+        values = node.attrs.get(key) or (1,)
+        if not isinstance(values, tuple) or any(not isinstance(v, int) or not 1 <= v <= MAX_DIM for v in values):
+            raise ShapeError(f"convolution {node.name!r} has impossible {key} {values}", where=graph.name)
     if x.shape[1] != w.shape[1] * group:
         raise ShapeError(
             f"convolution {node.name!r} takes {w.shape[1] * group} channels, its input has {x.shape[1]}",

@@ -216,20 +216,22 @@ def judged(
 def measured(rows: Sequence[Measurement]) -> Shown:
     """Measurements as they came."""
     cells = tuple(
-        (m.name, m.target.name, m.verdict, units.seconds(m.latency_s), f"{(m.noise or 0) * 100:.1f} %",
+        (m.name, m.target.name, m.verdict + (" (estimate)" if m.estimate else ""), units.seconds(m.latency_s),
+         "-" if m.estimate else f"{(m.noise or 0) * 100:.1f} %", units.joules(m.energy_j),
          units.size(m.peak_memory_bytes), str(len(m.process_latency_s)), m.error)
         for m in rows
     )  # fmt: skip
     data = [
-        {"model": m.name, "target": m.target.name, "verdict": m.verdict, "latency_s": m.latency_s,
+        {"model": m.name, "target": m.target.name, "verdict": m.verdict, "estimate": m.estimate,
+         "latency_s": m.latency_s, "energy_j": m.energy_j,
          "process_latency_s": list(m.process_latency_s), "peak_memory_bytes": m.peak_memory_bytes,
          "noise": m.noise, "protocol": m.protocol, "error": m.error, "environment": dict(m.environment)}
         for m in rows
     ]  # fmt: skip
-    titles = ("model", "target", "verdict", "latency", "+-", "peak memory", "processes", "problem")
+    titles = ("model", "target", "verdict", "latency", "+-", "energy", "peak memory", "processes", "problem")
     skipped = ("process_latency_s", "environment")
     records = tuple({k: v for k, v in d.items() if k not in skipped} for d in data)
-    return [Sheet(titles, cells, "", (), (3, 4, 5, 6), records)], data
+    return [Sheet(titles, cells, "", (), (3, 4, 5, 6, 7), records)], data
 
 
 def checks(found: Sequence[Any]) -> Shown:
