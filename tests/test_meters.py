@@ -168,7 +168,10 @@ def test_the_log_of_an_external_meter(tmp_path):
         from_csv(tmp_path / "none.csv", 0, 1)
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=3, max_size=20), st.floats(0.01, 0.49), st.floats(0.51, 0.99))
+@given(
+    st.lists(st.integers(0, 1000), min_size=3, max_size=20), st.floats(0.01, 0.49, allow_subnormal=False),
+    st.floats(0.51, 0.99, allow_subnormal=False),
+)  # fmt: skip
 def test_energy_adds_up(power, a, b):
     times = [float(i) for i in range(len(power))]
     end = times[-1]

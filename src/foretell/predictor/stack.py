@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from foretell.collector import held
 from foretell.errors import FitError, UsageError
 from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
@@ -279,7 +280,10 @@ class Predictor:
 
     def latencies_s(self, graphs: Sequence[Graph], method: str = "default") -> Array:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
-        return self._estimate([self.as_run(g) for g in graphs], method).latency_s if graphs else np.zeros(0)
+        if not graphs:
+            return np.zeros(0)
+        with held():
+            return self._estimate([self.as_run(g) for g in graphs], method).latency_s
 
     def predict(self, graph: Graph, method: str = "default") -> Prediction:
         """Latency and memory of one graph, with intervals and kernels."""
@@ -287,8 +291,10 @@ class Predictor:
 
     def predict_many(self, graphs: Sequence[Graph], method: str = "default") -> list[Prediction]:
         """As :meth:`predict`, vectorised over all kernels of all graphs."""
-        if not graphs:
-            return []
+        with held():
+            return self._predict_many(graphs, method) if graphs else []
+
+    def _predict_many(self, graphs: Sequence[Graph], method: str) -> list[Prediction]:
         graphs = [self.as_run(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self.layers_["refined_roofline"].bound(e.table)  # type: ignore[attr-defined]
