@@ -89,7 +89,7 @@ def main() -> None:
     # Other graphs of the same layers, as a search meets them; as their reader leaves them.
     fresh = [replace(g) for g in graphs]
     for g in fresh:
-        _ = g.kinds, g.wiring, g.producer, g.constant_nodes
+        _ = g.kinds, g.wiring, g.producer, g.weight_bytes, g.total_macs
     start = time.perf_counter()
     predictor.latencies_s(fresh)
     known = len(graphs) / (time.perf_counter() - start)

@@ -33,7 +33,7 @@ def read(
     """
     graph = _read(model, shapes, batch, name, args)
     with held():  # what every prediction needs, while nobody counts the milliseconds of a search
-        _ = graph.kinds, graph.wiring, graph.producer, graph.constant_nodes
+        _ = graph.kinds, graph.wiring, graph.producer, graph.weight_bytes, graph.total_macs
     return graph
 
 

@@ -123,6 +123,19 @@ class Graph:
         return kinds_of(self)
 
     @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the constants that are read."""
+        used = {t for node in self.nodes for t in node.inputs}
+        used.discard("")
+        return sum(t.nbytes for t in map(self.tensors.__getitem__, used) if t.const)
+
+    @cached_property
+    def total_macs(self) -> int:
+        """Nominal multiply-accumulates of one inference; nodes that depend on constants only are folded away."""
+        folded = self.constant_nodes
+        return int(sum(k.macs for i, k in enumerate(self.kinds) if i not in folded))
+
+    @cached_property
     def wiring(self) -> tuple[int, ...]:
         """How the nodes hang together, names aside: equal for graphs of equal structure, whatever their shapes.
 

@@ -30,12 +30,14 @@ class NodeKind:
         macs, work, read_bytes, write_bytes, weight_bytes: see :func:`foretell.graph.cost.node_cost`.
     """
 
-    __slots__ = ("macs", "memo", "op", "op_type", "read_bytes", "view", "weight_bytes", "work", "write_bytes")
+    __slots__ = ("macs", "memo", "op", "op_type", "rank", "read_bytes", "view", "weight_bytes", "work", "write_bytes")
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.op_type = view.node.op_type
         self.op = op_type(self.op_type)
+        # Ranks of what is read, as one number: they tell where a layout can be changed.
+        self.rank = sum((len(t.shape) + 1) * 64**k for k, t in enumerate(view.ins[:8]) if t is not None)
         self.macs, self.work, self.read_bytes, self.write_bytes, self.weight_bytes = node_cost(view, self.op)
         self.memo: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ natural logarithms of 1 + n.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -41,12 +42,16 @@ _ACT_CODE = {name: i + 1 for i, name in enumerate(_ACTS)}
 
 
 class Kernel(NamedTuple):
-    """A kernel of a mapped graph. ``nodes`` is empty for a layout conversion of ``tensor``."""
+    """A kernel of a mapped graph. ``nodes`` is empty for a layout conversion of ``tensor``.
+
+    ``shape``, if known, is how its nodes hang together (:func:`shape_of`).
+    """
 
     nodes: tuple[int, ...]
     label: str
     blocked: bool = False
     tensor: str = ""
+    shape: int = -1
 
 
 class KernelKind:
@@ -165,47 +170,70 @@ def lower(graph: Graph, kernels: Sequence[Kernel]) -> Lowered:
         members = kernel.nodes
         kind = _kind_of(graph, kernel, outputs)
         kinds.append(kind)
-        if members:
+        reads: tuple[str, ...] = (kernel.tensor,)
+        writes: tuple[str, ...] = ()
+        if not members:
+            pass  # a conversion of one tensor
+        elif len(members) == 1:
+            node = nodes[members[0]]
+            reads = tuple([node.inputs[k] for _, k in kind.reads])
+            writes = tuple([node.outputs[k] for _, k in kind.writes])
+        else:
             reads = tuple([nodes[members[p]].inputs[k] for p, k in kind.reads])
             writes = tuple([nodes[members[p]].outputs[k] for p, k in kind.writes])
-        else:
-            reads, writes = (kernel.tensor,), ()
         all_reads.append(reads)
         all_writes.append(writes)
-        age = 0.0
+        oldest = moved
         hit = False
         for t in reads:
-            at = written.get(t)
-            if at is not None:
-                age = max(age, moved - at)
+            if t in written:
+                if written[t] < oldest:
+                    oldest = written[t]
             elif t in inputs:
                 hit = True
-        ages.append(age)
+        ages.append(moved - oldest)
         from_input.append(hit)
         moved += kind.traffic
         for t in writes:
             written[t] = moved
-    rows = np.array([k.row for k in kinds]) if kinds else np.zeros((0, len(NAMES)))
+    rows = np.concatenate([k.row for k in kinds]).reshape(-1, len(NAMES)) if kinds else np.zeros((0, len(NAMES)))
     macs = np.array([k.macs for k in kinds])
-    weight_bytes, total_macs = _totals(graph)
+    weight_bytes = graph.weight_bytes
     rows[:, _REUSE] = np.log1p(ages)
     rows[:, _READS_INPUT] = from_input
     rows[:, _NET_WEIGHTS] = _log(weight_bytes)
     rows[:, _NET_MACS] = _log(float(macs.sum()))
     return Lowered(
         tuple(kernels), tuple(kinds), rows, macs, np.array([k.work for k in kinds]),
-        np.array([k.traffic for k in kinds]), tuple(all_reads), tuple(all_writes), weight_bytes, total_macs,
+        np.array([k.traffic for k in kinds]), tuple(all_reads), tuple(all_writes), weight_bytes, graph.total_macs,
     )  # fmt: skip
 
 
-def _totals(graph: Graph) -> tuple[int, int]:
-    """(bytes of the constants that are read, nominal MACs)."""
-    tensors = graph.tensors
-    used = {t for n in graph.nodes for t in n.inputs}
-    used.discard("")
-    weights = sum(tensor.nbytes for tensor in map(tensors.__getitem__, used) if tensor.const)
-    folded = graph.constant_nodes
-    return weights, int(sum(k.macs for i, k in enumerate(graph.kinds) if i not in folded))
+_shapes: dict[tuple[int, ...], int] = {}
+_next_shape = itertools.count()
+
+
+def shape_of(graph: Graph, members: Sequence[int], outputs: frozenset[str]) -> int:
+    """A number for how nodes hang together: their tensors in order, and which of them leave; no names, no sizes."""
+    number: dict[str, int] = {}
+    parts: list[int] = []
+    consumers = graph.consumers
+    for j in members:
+        node = graph.nodes[j]
+        for t in node.inputs:
+            parts.append(number.setdefault(t, len(number)))
+        parts.append(-1)
+        for t in node.outputs:
+            parts.append(number.setdefault(t, len(number)))
+            parts.append(t in outputs or any(r not in members for r in consumers.get(t, ())))
+        parts.append(-2)
+    key = tuple(parts)
+    found = _shapes.get(key)
+    if found is None:
+        if len(_shapes) >= MOST_KINDS:
+            _shapes.clear()
+        found = _shapes[key] = next(_next_shape)
+    return found
 
 
 def _kind_of(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKind:
@@ -215,19 +243,9 @@ def _kind_of(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKin
     if len(members) == 1:
         key = (kernel.label, kernel.blocked, graph.kinds[members[0]])
     elif members:
-        # Nodes, how they hang together (tensors numbered in order), and what leaves.
-        number: dict[str, int] = {}
-        parts: list[Any] = [kernel.label, kernel.blocked]
-        consumers = graph.consumers
-        for j in members:
-            node = graph.nodes[j]
-            parts.append(graph.kinds[j])
-            for t in node.inputs:
-                parts.append(number.setdefault(t, len(number)))
-            for t in node.outputs:
-                parts.append(number.setdefault(t, len(number)))
-                parts.append(t in outputs or any(r not in members for r in consumers.get(t, ())))
-        key = tuple(parts)
+        kinds = graph.kinds
+        shape = kernel.shape if kernel.shape >= 0 else shape_of(graph, members, outputs)
+        key = (kernel.label, kernel.blocked, shape, *[kinds[j] for j in members])
     else:
         tensor = graph.tensors[kernel.tensor]
         key = (kernel.label, kernel.blocked, tensor.dtype, tensor.shape)

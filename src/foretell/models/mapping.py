@@ -23,7 +23,7 @@ import numpy as np
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph, Node
 from foretell.graph.kinds import NodeKind
-from foretell.models.features import OP_CODE, Kernel
+from foretell.models.features import OP_CODE, Kernel, shape_of
 from foretell.models.forest import Forest, train
 from foretell.records import ExecutedKernel
 
@@ -49,6 +49,34 @@ class Rule:
     wrong: int
 
 
+Plan = tuple[tuple[Kernel, tuple[int, int] | None], ...]
+
+
+@dataclass(frozen=True)
+class _Cover:
+    """Kernels of all graphs of one structure, and where conversions lie between them by what decides that."""
+
+    chosen: Cover
+    plans: dict[Any, Plan]
+
+
+def _positions(graph: Graph, kernels: Sequence[Kernel]) -> Plan:
+    """Kernels without names: each with its shape, a conversion with the place (node, input) of its tensor, or (-1,
+    number) for an output of the graph.
+    """
+    outputs = frozenset(graph.outputs)
+    place: dict[str, tuple[int, int]] = {t: (-1, k) for k, t in enumerate(graph.outputs)}
+    for n, node in enumerate(graph.nodes):
+        for k, t in enumerate(node.inputs):
+            place.setdefault(t, (n, k))
+    return tuple(
+        (k._replace(shape=shape_of(graph, k.nodes, outputs)) if len(k.nodes) > 1 else k, None)
+        if k.nodes
+        else (k, place[k.tensor])
+        for k in kernels
+    )
+
+
 @dataclass
 class MappingModel:
     """Learned mapping. ``rules`` by the op type of the last node, best first."""
@@ -60,7 +88,7 @@ class MappingModel:
     to_blocked: str = ""
     to_plain: str = ""
     _candidates: dict[Any, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
-    _covers: dict[Any, Cover] = field(default_factory=dict, repr=False)
+    _covers: dict[Any, _Cover] = field(default_factory=dict, repr=False)
     _placed: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
     _direct: dict[NodeKind, bool] = field(default_factory=dict, repr=False)
     _followed: dict[Any, bool] = field(default_factory=dict, repr=False)
@@ -225,12 +253,26 @@ class MappingModel:
         ops = _marked_ops(graph, blocked)
         # Candidates of a search often differ in shapes alone: their cover is the same.
         key = (tuple(ops), graph.wiring)
-        chosen = self._covers.get(key)
-        if chosen is None:
+        cover = self._covers.get(key)
+        if cover is None:
             if len(self._covers) >= _MOST_COVERS:
                 self._covers.clear()
-            chosen = self._covers[key] = self._cover(_Matcher(graph, ops))
-        return self._lay_out(graph, chosen, blocked)
+            cover = self._covers[key] = _Cover(self._cover(_Matcher(graph, ops)), {})
+        # Where conversions go depends on more: which layers read the plain layout, and ranks.
+        kinds = graph.kinds
+        placed = [i for i in sorted(blocked) if kinds[i].op.category in PLACED]
+        self._decide(self.direct, self._direct, [kinds[i] for i in placed])
+        direct, memo = self.direct is not None, self._direct
+        more = (tuple([memo[kinds[i]] for i in placed]) if direct else (), tuple([k.rank for k in kinds]))
+        plan = cover.plans.get(more)
+        if plan is None:
+            kernels = self._lay_out(graph, cover.chosen, blocked)
+            plan = cover.plans[more] = _positions(graph, kernels)
+        nodes, outs = graph.nodes, graph.outputs
+        return tuple([
+            k if at is None else k._replace(tensor=nodes[at[0]].inputs[at[1]] if at[0] >= 0 else outs[at[1]])
+            for k, at in plan
+        ])  # fmt: skip
 
     def _cover(self, matcher: _Matcher) -> Cover:
         """(nodes, label) of each kernel in order of execution; the label is empty where nothing runs."""
@@ -266,8 +308,6 @@ class MappingModel:
         if not blocked_nodes:
             return tuple([Kernel(nodes, label) for nodes, label in chosen if label])
         kinds, all_nodes, producer = graph.kinds, graph.nodes, graph.producer
-        placed = [i for i in blocked_nodes if kinds[i].op.category in PLACED]
-        self._decide(self.direct, self._direct, [kinds[i] for i in placed])
         has_plain: set[str] = set()
         has_blocked: set[str] = set()
         out: list[Kernel] = []
@@ -371,14 +411,15 @@ Situation = tuple[tuple[bool, bool, bool], ...]
 
 def _situation(graph: Graph, i: int, blocked: Mapping[str, bool]) -> Situation:
     """Of each input that is no constant: is it blocked, was it made by a layer that is placed, is this its only reader."""
-    tensors, producer, consumers, outputs = graph.tensors, graph.producer, graph.consumers, graph.outputs
+    tensors, producer, consumers, kinds = graph.tensors, graph.producer, graph.consumers, graph.kinds
     found = []
     for t in graph.nodes[i].inputs:
-        if not t or tensors[t].const:
-            continue
         p = producer.get(t)
-        made = p is not None and graph.kinds[p].op.category in PLACED
-        found.append((blocked.get(t, False), made, len(consumers[t]) == 1 and t not in outputs))
+        if p is not None:
+            alone = len(consumers[t]) == 1 and t not in graph.outputs
+            found.append((t in blocked and blocked[t], kinds[p].op.category in PLACED, alone))
+        elif t and not tensors[t].const:
+            found.append((blocked.get(t, False), False, len(consumers[t]) == 1 and t not in graph.outputs))
     return tuple(found)
 
 
