@@ -43,20 +43,20 @@ def fused_into(ops: Sequence[Operator], seconds: Sequence[float | None]) -> list
 def kernels_of(
     graph: Graph, ops: Sequence[Operator], groups: Sequence[tuple[Sequence[int], float]], labels: Sequence[str] = ()
 ) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:
-    """(kernels, eliminated nodes). A node of several operators is counted to the dearest of them.
+    """(kernels, eliminated nodes). A node of several operators is counted to the last of them.
 
     ``labels`` names the groups; by default a kernel is called like its main node. What a runtime calls it (its
     algorithm) depends on shapes that the kernel's features hold anyway, and a label must follow from the graph.
     """
     owner: dict[int, int] = {}
-    for g in sorted(range(len(groups)), key=lambda g: -groups[g][1]):
+    for g in reversed(range(len(groups))):  # by order, not by time: a run must name the kernels as the last one did
         for i in groups[g][0]:
             for n in ops[i].nodes:
                 owner.setdefault(n, g)
     nodes: dict[int, list[int]] = {}
     for n, g in owner.items():
         nodes.setdefault(g, []).append(n)
-    spare: dict[int, float] = {}  # time of groups whose nodes all went to a dearer group
+    spare: dict[int, float] = {}  # time of groups whose nodes all went to a later group
     for g, (members, seconds) in enumerate(groups):
         if g not in nodes:
             host = next((owner[n] for i in members for n in ops[i].nodes if n in owner), None)
