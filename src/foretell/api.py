@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
 
 ZOO = "zoo:"
+SPACE = "space:"
 ALIASES: Mapping[str, str] = {
     "ort": "ort-f32-1t", "onnxruntime": "ort-f32-1t", "litert": "litert-f32-1t", "litert-f32": "litert-f32-1t",
     "litert-int8": "litert-int8-1t", "openvino": "openvino-f32-1t", "openvino-f32": "openvino-f32-1t",
@@ -41,8 +42,9 @@ def read_model(
     """Read a model into a graph.
 
     Args:
-        model: a path, ``zoo:NAME``, the bytes of a file, an ``onnx.ModelProto``, a ``torch.nn.Module`` with ``args``, an
-            exported program, or a graph (returned as it is).
+        model: a path, ``zoo:NAME``, ``space:NAME/NUMBER`` (a network of a search space), the bytes of a file, an
+            ``onnx.ModelProto``, a ``torch.nn.Module`` with ``args``, an exported program, or a graph (returned as it
+            is).
         args: example inputs of a module.
         shapes: shapes to bind to named inputs.
         batch: value of symbolic leading dimensions.
@@ -55,9 +57,9 @@ def read_model(
         return model
     from foretell.formats import read
 
-    if isinstance(model, str) and model.startswith(ZOO):
+    if isinstance(model, str) and model.startswith((ZOO, SPACE)):
         key = model.removeprefix(ZOO)
-        return read(zoo_bytes(key), shapes=shapes, batch=batch, name=name or key)
+        return read(model_bytes(model), shapes=shapes, batch=batch, name=name or key)
     return read(model, shapes=shapes, batch=batch, name=name, args=args)
 
 
@@ -73,6 +75,25 @@ def zoo_bytes(name: str) -> bytes:
         close = [n for n in zoo_names() if name.lower()[:5] in n][:5] or zoo_names()[:5]
         raise FormatError(f"no zoo network called {name!r}", try_=", ".join(ZOO + n for n in close))
     return (resources.files("foretell") / "zoo" / f"{name}.onnx").read_bytes()
+
+
+def model_bytes(model: str) -> bytes:
+    """The file that a model's name stands for: ``zoo:NAME``, ``space:NAME/NUMBER``, or a path.
+
+    Raises:
+        FormatError: no such zoo network.
+        UsageError: no such search space.
+        OSError: the file cannot be read.
+    """
+    if model.startswith(ZOO):
+        return zoo_bytes(model.removeprefix(ZOO))
+    if model.startswith(SPACE):
+        from foretell.formats.onnx_write import write_onnx
+        from foretell.generate.spaces import draw
+
+        space, _, number = model.removeprefix(SPACE).partition("/")
+        return write_onnx(draw(space, int(number) if number.isdecimal() else -1, model))
+    return Path(model).read_bytes()
 
 
 def home() -> Path:

@@ -235,7 +235,8 @@ def measure_models(
     keys = {graph_hash(d) for _, d in models}
     what = "".join([target.name, protocol.PROTOCOL, str(processes), *sorted(keys)])
     campaign = "measure-" + hashlib.sha256(what.encode()).hexdigest()[:12]
-    enqueue(store, campaign, [(n, n, "user", d) for n, d in models], processes)
+    # Networks of one search space are one family.
+    enqueue(store, campaign, [(n, n.partition("/")[0], "user", d) for n, d in models], processes)
 
     def report(p: Progress) -> None:
         tell("measuring", (p.done + p.failed) / max(p.total, 1), p.remaining_s, p.last)

@@ -116,7 +116,7 @@ def predict(
     models: tuple[str, ...], targets: tuple[str, ...], shapes: tuple[str, ...], batch: int | None, method: str, top: int,
     form: str,
 ) -> None:  # fmt: skip
-    """Predict latency, energy and peak memory of MODELS (ONNX or TFLite files, or zoo:NAME)."""
+    """Predict latency, energy and peak memory of MODELS: ONNX or TFLite files, zoo:NAME, space:NAME/NUMBER."""
     from foretell import api
     from foretell.report import sheets, tables
 
@@ -262,7 +262,7 @@ def measure(
     data: list[tuple[str, bytes]] = []
     for m in models:
         graph = api.read_model(m, shapes=_shapes(shapes), batch=batch)
-        raw = api.zoo_bytes(m.removeprefix(api.ZOO)) if m.startswith(api.ZOO) else Path(m).read_bytes()
+        raw = api.model_bytes(m)
         data.append((graph.name, raw if is_tflite(raw) else rebind(raw, graph)))
     with ProgressLine("measuring", quiet=quiet) as line:
         rows = journey.measure_models(

@@ -29,7 +29,8 @@ def judge(
     *,
     fold_count: int = 5,
 ) -> list[dict[str, Any]]:
-    """Rows of (metric, estimator, part, score) over ``test``; parts are ``all``, ``cnn`` and ``transformer``.
+    """Rows of (metric, estimator, part, score) over ``test``. Parts: ``all``; of real networks ``cnn`` and
+    ``transformer``; where networks of search spaces (``space:...``) are among them, these and the ``real`` ones.
 
     ``predictor`` must have been fitted on ``train`` alone, with no calibration on ``test``.
     """
@@ -42,6 +43,11 @@ def judge(
     is_transformer = np.array([f in TRANSFORMERS for f in families])
     if 3 <= is_transformer.sum() <= len(rows) - 3:
         parts |= {"cnn": ~is_transformer, "transformer": is_transformer}
+    is_space = np.array([f.startswith("space:") for f in families])
+    if 3 <= is_space.sum() <= len(rows) - 3:
+        parts |= {"real": ~is_space, "space": is_space}
+        if "cnn" in parts:
+            parts["cnn"] &= ~is_space
     fold = folds(families, min(fold_count, len(set(families))))
     measured = np.array([m.latency_s for m in rows], float)
     out: list[dict[str, Any]] = []
