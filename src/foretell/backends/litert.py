@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import check_threads, circumstances, version_of
 from foretell.backends.meters import processor_meter
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.backends.timing import timed
@@ -80,6 +79,38 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Heap(ctypes.Structure):
+    _fields_ = tuple(
+        (n, ctypes.c_size_t)
+        for n in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    )
+
+
+def _heap_bytes() -> int | None:
+    """Bytes that this process has from ``malloc`` and not given back; None if the C library does not tell.
+
+    https://man7.org/linux/man-pages/man3/mallinfo.3.html
+    """
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:  # glibc before 2.33, or another C library
+        return None
+    mallinfo2.restype = _Heap
+    now = mallinfo2()
+    return int(now.uordblks + now.hblkhd)
+
+
 class Backend:
     """Runs TFLite files through LiteRT's compiled model on the CPU, in f32 or int8, on a set number of threads."""
 
@@ -89,36 +120,37 @@ class Backend:
     precisions = ("f32", "int8")
 
     def version(self) -> str:
-        try:
-            return metadata.version("ai-edge-litert")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("ai-edge-litert", "litert") from None
+        return version_of("ai-edge-litert", "litert")
 
     def target(self, precision: str, threads: int) -> Target:
         if precision not in self.precisions:
             raise TargetError(f"litert runs f32 or int8, not {precision!r}")
-        if not 1 <= threads <= (os.cpu_count() or 1):
-            raise TargetError(f"{threads} threads; this machine has {os.cpu_count()} cores")
+        check_threads(threads)
         return Target(f"litert-{precision}-{threads}t", self.name, precision, threads)
 
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
         graph, file = as_tflite(model, name, target.precision, options.seed)
-        environment: dict[str, Any] = {
-            "runtime": f"ai-edge-litert {self.version()}", "threads": target.threads, "precision": target.precision,
-            "python": platform.python_version(),
-            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        }  # fmt: skip
+        environment = circumstances(f"ai-edge-litert {self.version()}", target, memory_metric="heap_bytes")
         with tempfile.TemporaryDirectory(prefix="foretell-litert-") as folder:
             path = Path(folder, "network.tflite")
             path.write_bytes(file.data)
-            session = _Session(_library(), path, target.threads, options.profile, options.seed)
+            library = _library()
+            before = _heap_bytes()
+            session = _Session(library, path, target.threads, False, options.seed)
+            session.run()
+            after = _heap_bytes()
             t = timed(session.run, target.threads, options, processor_meter())
             environment["cpu_share"] = t.cpu_share
             if not options.profile:
                 return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
-            events = session.profile(options.profile_runs)
+            # What the compiled model holds once it has run: packed weights, workspace, buffers of in- and outputs. It
+            # is nearly equal in every process. The file itself is mapped, and not counted; the profiler would be,
+            # which is why it has a session of its own.
+            peak = None if before is None or after is None else after - before
+            profiled = _Session(library, path, target.threads, True, options.seed)
+            events = profiled.profile(options.profile_runs)
         kernels, eliminated = kernels_of(graph, file.ops, fused_into(file.ops, align(file.ops, events)))
-        return Run(t.samples_s, kernels, None, eliminated, environment, energy_j=t.energy_j)
+        return Run(t.samples_s, kernels, peak, eliminated, environment, energy_j=t.energy_j)
 
 
 def _library() -> ctypes.CDLL:

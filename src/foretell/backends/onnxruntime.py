@@ -8,19 +8,17 @@ https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import check_threads, circumstances, version_of
 from foretell.backends.meters import processor_meter
 from foretell.backends.onnxruntime_trace import align
 from foretell.backends.timing import timed
@@ -41,16 +39,12 @@ class Backend:
     spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
 
     def version(self) -> str:
-        try:
-            return metadata.version("onnxruntime")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("onnxruntime", "ort") from None
+        return version_of("onnxruntime", "ort")
 
     def target(self, precision: str, threads: int) -> Target:
         if precision != "f32":
             raise TargetError(f"onnxruntime runs a model in the precision it is written in, not {precision!r}")
-        if not 1 <= threads <= (os.cpu_count() or 1):
-            raise TargetError(f"{threads} threads; this machine has {os.cpu_count()} cores")
+        check_threads(threads)
         return Target(f"ort-f32-{threads}t", self.name, precision, threads)
 
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
@@ -61,13 +55,7 @@ class Backend:
         graph = read_onnx(model, name=name)
         data = runnable(model, graph, seed=options.seed)
         inputs = feeds(graph, seed=options.seed)
-        environment: dict[str, Any] = {
-            "runtime": f"onnxruntime {ort.__version__}",
-            "threads": target.threads,
-            "precision": target.precision,
-            "python": platform.python_version(),
-            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        }
+        environment = circumstances(f"onnxruntime {ort.__version__}", target)
         try:
             session = self._session(ort, data, target)
             environment["denormal_share"] = _denormal_share(session.run(None, inputs))

@@ -7,18 +7,16 @@ operation tells the names of the layers it was made of), ``get_profiling_info``.
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import check_threads, circumstances, version_of
 from foretell.backends.meters import processor_meter
 from foretell.backends.tflite_trace import kernels_of
 from foretell.backends.timing import timed
@@ -42,16 +40,12 @@ class Backend:
     precisions = ("f32", "bf16")
 
     def version(self) -> str:
-        try:
-            return metadata.version("openvino")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("openvino", "openvino") from None
+        return version_of("openvino", "openvino")
 
     def target(self, precision: str, threads: int) -> Target:
         if precision not in self.precisions:
             raise TargetError(f"openvino runs f32 or bf16 here, not {precision!r}")
-        if not 1 <= threads <= (os.cpu_count() or 1):
-            raise TargetError(f"{threads} threads; this machine has {os.cpu_count()} cores")
+        check_threads(threads)
         return Target(f"openvino-{precision}-{threads}t", self.name, precision, threads)
 
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
@@ -63,10 +57,7 @@ class Backend:
             raise UnsupportedError("the openvino backend takes ONNX models", where=name)
         graph = read_onnx(model, name=name)
         inputs = feeds(graph, seed=options.seed)
-        environment: dict[str, Any] = {
-            "threads": target.threads, "python": platform.python_version(),
-            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        }  # fmt: skip
+        environment = circumstances(f"openvino {openvino.__version__.partition('-')[0]}", target)
         settings = {
             "INFERENCE_PRECISION_HINT": target.precision, "INFERENCE_NUM_THREADS": target.threads, "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
@@ -81,8 +72,6 @@ class Backend:
                 got = str(compiled.get_property("INFERENCE_PRECISION_HINT"))
                 if {"f32": "float32", "bf16": "bfloat16"}[target.precision] not in got:
                     raise TargetError(f"this processor does not compute in {target.precision} (OpenVINO says {got})")
-                environment["runtime"] = f"openvino {openvino.__version__.partition('-')[0]}"
-                environment["precision"] = target.precision
                 request = compiled.create_infer_request()
                 request.infer(inputs)  # also copies the inputs, which later runs find in place
                 t = timed(request.infer, target.threads, options, processor_meter())

@@ -8,14 +8,12 @@ and the kernels, whose times are zero, tell only which operators there are.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
-from typing import Any
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import circumstances, version_of
 from foretell.backends.tflite_trace import kernels_of
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats.tflite_write import as_tflite
@@ -34,10 +32,7 @@ class Backend:
     precisions = ("int8", "f32")
 
     def version(self) -> str:
-        try:
-            return metadata.version("tflite-micro")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("tflite-micro", "tflite-micro") from None
+        return version_of("tflite-micro", "tflite-micro")
 
     def target(self, precision: str, threads: int) -> Target:
         if precision not in self.precisions:
@@ -61,10 +56,7 @@ class Backend:
         hit = _TOTAL.search(said)
         if hit is None or not 0 < int(hit[1]) <= _ARENA_BYTES:
             raise MeasurementError("tflite-micro told no arena size: another version?", where=name)
-        environment: dict[str, Any] = {
-            "runtime": f"tflite-micro {self.version()}", "threads": 1, "precision": target.precision,
-            "python": platform.python_version(), "memory_metric": "arena_bytes",
-        }  # fmt: skip
+        environment = circumstances(f"tflite-micro {self.version()}", target, memory_metric="arena_bytes")
         if not options.profile:
             return Run((), peak_memory_bytes=int(hit[1]), environment=environment)
         kernels, eliminated = kernels_of(graph, file.ops, [([i], 0.0) for i in range(len(file.ops))])

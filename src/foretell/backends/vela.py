@@ -13,14 +13,12 @@ import contextlib
 import csv
 import io
 import math
-import platform
 import re
 import tempfile
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import circumstances, version_of
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats.tflite_write import as_tflite
@@ -47,10 +45,7 @@ class Backend:
     spaces = ("cnn", "kernels", "sweep")
 
     def version(self) -> str:
-        try:
-            return metadata.version("ethos-u-vela")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("ethos-u-vela", "vela") from None
+        return version_of("ethos-u-vela", "vela")
 
     def target(self, precision: str, threads: int) -> Target:
         raise TargetError("vela needs an accelerator", try_="--target ethos-u55-128")
@@ -112,10 +107,9 @@ class Backend:
             total / clock, seconds, rel_tol=0.01
         ):
             raise MeasurementError("vela's layers do not sum to its total", where=name)
-        environment: dict[str, Any] = {
-            "runtime": f"ethos-u-vela {self.version()}", "threads": target.threads, "precision": target.precision,
-            "system": system, "memory_mode": memory, "python": platform.python_version(), "memory_metric": "sram_bytes",
-        }  # fmt: skip
+        environment = circumstances(
+            f"ethos-u-vela {self.version()}", target, system=system, memory_mode=memory, memory_metric="sram_bytes"
+        )
         if not options.profile:
             return Run((seconds,), environment=environment)
         cycles = _by_operator(layers, {op.output for op in file.ops}, name)

@@ -15,14 +15,13 @@ import json
 import logging
 import math
 import os
-import platform
 import sqlite3
 import tempfile
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
-from typing import Any
 
 from foretell.backends.contract import RunOptions
+from foretell.backends.installed import circumstances, version_of
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
@@ -47,10 +46,7 @@ class Backend:
     spaces = ("kernels",)  # layers are priced one by one: nothing is learned from how they follow each other
 
     def version(self) -> str:
-        try:
-            return metadata.version("zigzag-dse")
-        except metadata.PackageNotFoundError:
-            raise MissingExtraError("zigzag-dse", "zigzag") from None
+        return version_of("zigzag-dse", "zigzag")
 
     def target(self, precision: str, threads: int) -> Target:
         raise TargetError("zigzag needs an accelerator", try_="--target zigzag-tpu_like")
@@ -84,10 +80,7 @@ class Backend:
             raise MeasurementError("no layer that ZigZag prices", where=name)
         covered = {n for k in kernels for n in k.nodes}
         eliminated = tuple(i for i in range(len(graph.nodes)) if i not in covered and i not in graph.constant_nodes)
-        environment: dict[str, Any] = {
-            "runtime": f"zigzag-dse {version}", "threads": 1, "precision": target.precision, "clock_hz": CLOCK_HZ,
-            "lpf_limit": _LPF_LIMIT, "python": platform.python_version(),
-        }  # fmt: skip
+        environment = circumstances(f"zigzag-dse {version}", target, clock_hz=CLOCK_HZ, lpf_limit=_LPF_LIMIT)
         total = sum(k.latency_s for k in kernels)
         energy = sum(k.energy_j or 0.0 for k in kernels)
         if not options.profile:

@@ -178,6 +178,7 @@ def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
                 process_started=tuple(t for m in good for t in m.process_started),
                 process_reference_s=tuple(r for m in good for r in m.process_reference_s),
                 noise=spread(latencies) / 2,
+                peak_memory_bytes=max(m.peak_memory_bytes or 0 for m in good) or None,
                 kernels=tuple(replace(k, latency_s=k.latency_s * factor) for k in first.kernels),
                 device_seconds=sum(m.device_seconds for m in good),
             )

@@ -112,8 +112,8 @@ class Predictor:
         if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
             self.memory_ = None  # neither allocator explains the peaks: no figure rather than a wrong one
         if self.memory_ is not None:
-            held = self.memory_.held_ratio_
-            self.conformal_["peak_memory_bytes"] = Conformal.fit(held, np.ones(len(held)))
+            ratios = self.memory_.held_ratio_
+            self.conformal_["peak_memory_bytes"] = Conformal.fit(ratios, np.ones(len(ratios)))
         paid = [as_energy(m) for m in rows if m.energy_j]
         if len(paid) >= _MIN_NETWORKS:
             self.energy_ = Predictor(self.target).fit(paid, graphs)
