@@ -120,7 +120,9 @@ def test_exit_codes(tmp_path, home):
     (tmp_path / "junk").write_bytes(b"SQLite format 3\0" + os.urandom(4000))
     assert run("evaluate", "--store", str(tmp_path / "junk"), code=7).stderr
     assert run("fit", "--store", empty, code=8).stderr
-    assert run("predict", "zoo:resnet18", "--batch", "8", code=3).stderr  # its input has a fixed shape
+    some = run("predict", str(tmp_path / "bad.onnx"), "zoo:resnet18", "--format", "json", code=3)
+    assert "bad.onnx" in some.stderr  # the path, not the stem alone
+    assert json.loads(some.stdout)["model"] == "resnet18"  # one bad file does not keep the others back
     assert run("build", "--dry-run", "--minutes", "nan", code=2).stderr
     occupied = tmp_path / "occupied"
     occupied.mkdir()

@@ -47,7 +47,7 @@ def read_model(
             is).
         args: example inputs of a module.
         shapes: shapes to bind to named inputs.
-        batch: value of symbolic leading dimensions.
+        batch: leading dimension of the inputs, symbolic or written into the file.
         name: name of the graph; by default the file's stem.
 
     Raises:

@@ -115,7 +115,7 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
         # All is measured. Rows that the machine's other work spoilt are made again, the rest stands.
         rows = store.measurements(plan.target.name, plan.campaign)
         if sum(m.verdict == "unstable" for m in rows) > 0.3 * len(rows):
-            store.reopen_unstable(plan.campaign, plan.target.name)
+            store.reopen(plan.campaign, plan.target.name, ("unstable",))
 
     def report(p: Progress) -> None:
         share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))
@@ -231,10 +231,13 @@ def cpu_name() -> str:
 def measure_models(
     store: Store, target: Target, models: Sequence[tuple[str, bytes]], processes: int, tell: Tell
 ) -> list[Measurement]:
-    """Measure given (name, bytes) once each; rows that the store has are not measured again."""
+    """Measure given (name, bytes) once each. What the store has stands, unless it failed or was unstable: a command
+    that is given again measures that anew."""
     keys = {graph_hash(d) for _, d in models}
     what = "".join([target.name, protocol.PROTOCOL, str(processes), *sorted(keys)])
     campaign = "measure-" + hashlib.sha256(what.encode()).hexdigest()[:12]
+    if not {"pending", "leased"} & set(store.counts(campaign)):
+        store.reopen(campaign, target.name, ("unstable", "failed"))
     # Networks of one search space are one family.
     enqueue(store, campaign, [(n, n.partition("/")[0], "user", d) for n, d in models], processes)
 

@@ -26,7 +26,9 @@ format_option = click.option(
 shape_option = click.option(
     "--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Bind the shape of an input."
 )
-batch_option = click.option("--batch", type=click.IntRange(1, 2**20), help="Bind symbolic leading dimensions.")
+batch_option = click.option(
+    "--batch", type=click.IntRange(1, 2**20), help="Batch size: the leading dimension of the inputs."
+)
 store_option = click.option(
     "--store", type=click.Path(dir_okay=False, path_type=Path), help="Measurement store  [default: in foretell's home]"
 )
@@ -121,10 +123,22 @@ def predict(
     from foretell.report import sheets, tables
 
     predictors = [api.load(t) for t in api.match_targets(targets)]
-    graphs = [api.read_model(m, shapes=_shapes(shapes), batch=batch) for m in models]
+    bound = _shapes(shapes)
+    graphs, problems = [], []
+    for m in models:  # one that cannot be read does not keep the others back
+        try:
+            graphs.append(api.read_model(m, shapes=bound, batch=batch))
+        except ForetellError as e:
+            problems.append(e)
+    if not graphs:
+        raise problems[0]
     predictions = [p for predictor in predictors for p in predictor.predict_many(graphs, method)]
     single = len(predictions) == 1
     tables.show(*(sheets.prediction(predictions[0], top) if single else sheets.comparison(predictions)), form)
+    for problem in problems[:-1]:
+        click.echo(f"foretell: {problem}", err=True)
+    if problems:
+        raise problems[-1]
 
 
 @app.command(

@@ -11,9 +11,19 @@ from importlib import metadata
 from pathlib import Path
 
 from foretell import api
+from foretell.backends.meters import Rapl
 from foretell.units import size
 
-_EXTRAS = (("onnxruntime", "ort", "measuring with ONNX Runtime"), ("lightgbm", "train", "fitting predictors"))
+_EXTRAS = (
+    ("onnxruntime", "ort", "measuring with ONNX Runtime"),
+    ("lightgbm", "train", "fitting predictors"),
+    ("ai-edge-litert", "litert", "measuring with LiteRT"),
+    ("openvino", "openvino", "measuring with OpenVINO"),
+    ("ethos-u-vela", "vela", "estimates of Ethos-U NPUs"),
+    ("zigzag-dse", "zigzag", "estimates of accelerators, with energy"),
+    ("tflite-micro", "tflite-micro", "the memory of microcontrollers"),
+    ("torch", "torch", "reading PyTorch modules, training graph networks"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,8 @@ def checks() -> list[Check]:
             out.append(Check(package, "ok", metadata.version(package)))
         except metadata.PackageNotFoundError:
             out.append(Check(package, "note", f"absent; for {use}: pip install 'foretell[{extra}]'"))
+    problem = Rapl().problem()
+    out.append(Check("energy meter", "note" if problem else "ok", f"none: {problem}" if problem else "rapl"))
     for target in api.targets():
         bad = "error" in target
         out.append(

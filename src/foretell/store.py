@@ -208,14 +208,15 @@ class Store:
                 (campaign, owner()),
             )
 
-    def reopen_unstable(self, campaign: str, target: str) -> int:
-        """Forget the unstable measurements of a campaign so that they are made again; returns how many."""
+    def reopen(self, campaign: str, target: str, verdicts: Sequence[str]) -> int:
+        """Forget a campaign's measurements of these verdicts so that they are made again; returns how many."""
+        marks = ", ".join("?" * len(verdicts))
         chosen = (
             "SELECT m.graph FROM measurements m JOIN jobs j ON j.graph = m.graph "
-            "WHERE j.campaign = ? AND m.target = ? AND m.verdict = 'unstable'"
+            f"WHERE j.campaign = ? AND m.target = ? AND m.verdict IN ({marks})"
         )
         with self._transaction() as db:
-            graphs = [g for (g,) in db.execute(chosen, (campaign, target)).fetchall()]
+            graphs = [g for (g,) in db.execute(chosen, (campaign, target, *verdicts)).fetchall()]
             for graph in graphs:
                 for table in ("measurements", "runs"):
                     db.execute(f"DELETE FROM {table} WHERE graph = ? AND target = ?", (graph, target))

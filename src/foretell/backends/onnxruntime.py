@@ -22,7 +22,8 @@ from foretell.backends.installed import check_threads, circumstances, version_of
 from foretell.backends.meters import processor_meter
 from foretell.backends.onnxruntime_trace import align
 from foretell.backends.timing import timed
-from foretell.errors import MeasurementError, MissingExtraError, TargetError
+from foretell.errors import MeasurementError, MissingExtraError, TargetError, UnsupportedError
+from foretell.formats import is_tflite
 from foretell.formats.onnx import read_onnx
 from foretell.formats.onnx_write import feeds, runnable
 from foretell.graph.ir import Graph
@@ -52,6 +53,10 @@ class Backend:
             import onnxruntime as ort
         except ImportError:
             raise MissingExtraError("onnxruntime", "ort") from None
+        if is_tflite(model):
+            raise UnsupportedError(
+                "onnxruntime runs ONNX models, and this is TFLite", where=name, try_="--target litert"
+            )
         graph = read_onnx(model, name=name)
         data = runnable(model, graph, seed=options.seed)
         inputs = feeds(graph, seed=options.seed)

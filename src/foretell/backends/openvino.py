@@ -54,7 +54,9 @@ class Backend:
         except ImportError:
             raise MissingExtraError("openvino", "openvino") from None
         if is_tflite(model):
-            raise UnsupportedError("the openvino backend takes ONNX models", where=name)
+            raise UnsupportedError(
+                "openvino runs ONNX models here, and this is TFLite", where=name, try_="--target litert"
+            )
         graph = read_onnx(model, name=name)
         inputs = feeds(graph, seed=options.seed)
         environment = circumstances(f"openvino {openvino.__version__.partition('-')[0]}", target)

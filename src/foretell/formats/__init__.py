@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretell.collector import held
-from foretell.errors import FormatError, UsageError
+from foretell.errors import FormatError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from foretell.graph.ir import Graph, Shape
@@ -31,7 +31,14 @@ def read(
         model: a path, the bytes of a file, an ``onnx.ModelProto``, a ``torch.nn.Module`` or an exported program.
         args: example inputs of a module.
     """
-    graph = _read(model, shapes, batch, name, args)
+    try:
+        graph = _read(model, shapes, batch, name, args)
+    except ModelError as e:
+        # Readers call a file by its stem, as they call the graph: people want the path.
+        stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else ""
+        if not stem or name is not None or not (e.where == stem or e.where.startswith((f"{stem}:", f"{stem} "))):
+            raise
+        raise type(e)(e.what, where=str(model) + e.where.removeprefix(stem), try_=e.try_) from e
     with held():  # what every prediction needs, while nobody counts the milliseconds of a search
         _ = graph.kinds, graph.wiring, graph.producer, graph.weight_bytes, graph.total_macs
     return graph

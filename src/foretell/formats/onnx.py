@@ -25,6 +25,7 @@ from foretell.errors import (
     UnsupportedError,
     UsageError,
 )
+from foretell.formats.onnx_batch import batch_change, rebatch
 from foretell.formats.onnx_build import GraphBuilder, declared_types, text
 from foretell.formats.onnx_wire import scan
 from foretell.graph.check import MAX_DIM, MAX_NODES, MAX_RANK, check
@@ -51,7 +52,7 @@ def read_onnx(
     Args:
         model: a path, the bytes of a file, or an ``onnx.ModelProto``.
         shapes: shapes to bind to named inputs with symbolic dimensions.
-        batch: value of every symbolic first dimension of an input.
+        batch: first dimension of the inputs, symbolic or written into the file.
         name: name of the graph; by default the file's stem.
 
     Raises:
@@ -99,6 +100,9 @@ def _read(
         raise FormatError(f"{len(proto.graph.node)} nodes, over {MAX_NODES}", where=where)
 
     bound = bind(proto, shapes, batch, where)
+    change = batch_change(proto, bound or {})
+    if change is not None:
+        return _with_batch(proto, bound or {}, change, where)
     declared = declared_types(proto)
     if bound or proto.functions or not _complete(proto, declared):
         _check_expansion(proto, where)
@@ -107,6 +111,42 @@ def _read(
             raise FormatError(f"{len(proto.graph.node)} nodes, over {MAX_NODES}", where=where)
         declared = declared_types(proto)
     return check(GraphBuilder(proto, where, declared).graph())
+
+
+def _with_batch(proto: onnx.ModelProto, bound: dict[str, list[int]], change: tuple[int, int], where: str) -> Graph:
+    """The graph of a file whose batch is a number in it, at another batch."""
+    import onnx as onnx_
+
+    old, new = change
+    before = _read(proto, {k: (old, *v[1:]) for k, v in bound.items()}, None, where)
+    small = onnx_.ModelProto()
+    small.CopyFrom(proto)
+    rebatch(small, old, new)
+    try:
+        small = _inferred(small, bound, where, True)
+        graph = check(GraphBuilder(small, where, declared_types(small)).graph())
+        problem = _left_behind(graph, before, new / old)
+    except ShapeError as e:
+        problem = e.what
+    if problem:
+        raise ShapeError(
+            f"the file is written for batch {old}, and not only in its inputs: {problem}", where=where,
+            try_="an export with a dynamic batch dimension",
+        )  # fmt: skip
+    return graph
+
+
+def _left_behind(graph: Graph, before: Graph, factor: float) -> str:
+    """What in ``graph`` did not follow the batch, empty if all did."""
+    for node in graph.nodes:
+        if (
+            node.op_type == "Reshape"
+            and graph.tensors[node.inputs[0]].elements != graph.tensors[node.outputs[0]].elements
+        ):
+            return f"node {node.name or node.outputs[0]} reshapes {graph.tensors[node.inputs[0]].shape}"
+    if abs(graph.total_macs - before.total_macs * factor) > 0.01 * before.total_macs * factor:
+        return f"{graph.total_macs} MACs where {before.total_macs * factor:.0f} are due"
+    return ""
 
 
 def _check_arguments(shapes: Mapping[str, Shape] | None, batch: int | None) -> None:
@@ -225,7 +265,11 @@ def bind(
                     value = 1
             out.append(value)
         result[i.name] = out
-    if batch is not None and not batched and any(dims_ and dims_[0] != batch for dims_ in result.values()):
+    leading = {dims_[0] for dims_ in result.values() if dims_}
+    if batch is not None and not batched and len(leading) == 1 and not shapes and all(result.values()):
+        changed |= leading != {batch}
+        result = {key: [batch, *dims_[1:]] for key, dims_ in result.items()}
+    elif batch is not None and not batched and any(dims_ and dims_[0] != batch for dims_ in result.values()):
         fixed = next(key for key, dims_ in result.items() if dims_ and dims_[0] != batch)
         dims_text = "x".join(str(d) for d in (batch, *result[fixed][1:]))
         raise ShapeError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretell.errors import FormatError, MeasurementError
+from foretell.formats.onnx_batch import batch_change, rebatch
 from foretell.graph.ir import Graph
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def runnable(model: bytes, graph: Graph, *, seed: int = 0) -> bytes:
 
 
 def _bind(proto: onnx.ModelProto, graph: Graph) -> None:
+    change = batch_change(proto, {name: graph.tensors[name].shape for name in graph.inputs})
+    if change is not None:
+        rebatch(proto, *change)
     changed = False
     for value in proto.graph.input:
         if value.name not in graph.inputs:
