@@ -85,7 +85,7 @@ class Lowered:
     """Kernels of one graph with their costs: ``rows`` has shape (kernels, len(NAMES)).
 
     ``macs``, ``work``, ``traffic`` (bytes) are of the whole kernel, not logarithms. ``reads`` and ``writes`` name the
-    tensors that cross the border of each kernel.
+    tensors that cross the border of each kernel. ``prior`` and ``extra``: see :mod:`foretell.models.accelerators`.
     """
 
     kernels: tuple[Kernel, ...]
@@ -98,6 +98,8 @@ class Lowered:
     writes: tuple[tuple[str, ...], ...]
     weight_bytes: int = 0
     total_macs: int = 0  # nominal, of the whole graph
+    prior: Array | None = None  # what a closed form says of each kernel, (kernels,), and its features
+    extra: Array | None = None
 
 
 def group_of(kernel: Kernel, row: Array) -> str:

@@ -1,8 +1,9 @@
 """The statistical and the mixed layer model of ANNETTE: boosted trees on how far a kernel is from its roofline.
 
 Statistical: trees predict log(t / roofline) from the features without alignment; the roofline only sets the scale, so
-that they extrapolate. Mixed: trees predict what the *refined* roofline leaves, from all features. In both, a kernel
-of a layer type that was not seen in training falls back to the analytical model.
+that they extrapolate. Mixed: trees predict what the *refined* roofline leaves, from all features; where the target has
+a closed form (:mod:`foretell.models.accelerators`), it stands in the roofline's place. In both, a kernel of a layer
+type that was not seen in training falls back to the analytical model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from foretell.errors import PredictorError
+from foretell.models.accelerators import WIDTH
 from foretell.models.features import NAMES
 from foretell.models.forest import Forest, ForestSet, train
 from foretell.models.roofline import RefinedRoofline, Roofline
@@ -31,6 +33,7 @@ class Statistical:
     name = "statistical"
     base_type: type[Roofline] = Roofline
     hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
+    more = 0  # features that they may see besides
     # Cross-validated on generated networks, 60 quick steps are as good as 200 slow ones, and predict in a third of the time.
     trees = 60
     rate = 0.16
@@ -49,23 +52,30 @@ class Statistical:
         names, counts = np.unique(np.array(table.groups), return_counts=True)
         self.groups_ = {str(g): i + 1 for i, (g, c) in enumerate(zip(names, counts, strict=True)) if c >= MIN_ROWS}
         x = self._inputs(table)
-        residual = np.log(seconds) - np.log(self.base_.predict(table))
+        residual = np.log(seconds) - np.log(self._base(table))
         groups = np.array(table.groups)
         own = {str(g) for g, c in zip(names, counts, strict=True) if c >= _OWN}
         parts = {g: np.flatnonzero(groups == g) for g in sorted(own)}
         parts["*"] = np.flatnonzero(~np.isin(groups, sorted(own)))
         for g, at in parts.items():
             if at.size >= MIN_ROWS:
-                self.forests_[g] = self._train(x[at], residual[at], seconds[at])
+                # A closed form is exact for most kernels and far off for some: medians leave the many alone.
+                objective = "regression" if table.prior is None else "regression_l1"
+                self.forests_[g] = self._train(x[at], residual[at], seconds[at], objective)
         return self
 
-    def _train(self, x: Array, residual: Array, seconds: Array) -> Forest:
+    def _base(self, table: Table) -> Array:
+        """Seconds of each kernel by the analytical model, shape (kernels,)."""
+        return self.base_.predict(table)
+
+    def _train(self, x: Array, residual: Array, seconds: Array, objective: str) -> Forest:
         # A network's error is the sum of its kernels', so a kernel counts by its time; the root keeps the many small.
         weight = np.sqrt(seconds)
         weight = np.minimum(weight, np.percentile(weight, 99))
         return train(
-            x, residual, weight / weight.mean(), trees=self.trees, rate=self.rate, depth=self.depth, feature_share=0.6
-        )
+            x, residual, weight / weight.mean(), trees=self.trees, rate=self.rate, depth=self.depth, feature_share=0.6,
+            objective=objective,
+        )  # fmt: skip
 
     def _inputs(self, table: Table) -> Array:
         x = np.column_stack([table.rows, np.array([self.groups_.get(g, 0) for g in table.groups], float)])
@@ -75,7 +85,7 @@ class Statistical:
 
     def predict(self, table: Table) -> Array:
         """Seconds of each kernel, shape (kernels,)."""
-        seconds = self.base_.predict(table)
+        seconds = self._base(table)
         if not self.forests_:
             return seconds
         x = self._inputs(table)
@@ -114,7 +124,8 @@ class Statistical:
             names = [str(g) for g in data["forests"]]
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PredictorError(f"is malformed ({type(e).__name__})", where=cls.name) from None
-        model.forests_ = {g: Forest.from_arrays(arrays, f"{cls.name}.{i}", len(NAMES) + 1) for i, g in enumerate(names)}
+        width = len(NAMES) + 1 + cls.more
+        model.forests_ = {g: Forest.from_arrays(arrays, f"{cls.name}.{i}", width) for i, g in enumerate(names)}
         return model
 
 
@@ -124,6 +135,14 @@ class Mixed(Statistical):
     name = "mixed"
     base_type = RefinedRoofline
     hidden = ()
+    more = WIDTH
+
+    def _base(self, table: Table) -> Array:
+        return super()._base(table) if table.prior is None else table.prior.copy()
+
+    def _inputs(self, table: Table) -> Array:
+        x = super()._inputs(table)
+        return x if table.extra is None else np.column_stack([x, table.extra])
 
 
 def _unique_rows(x: Array) -> tuple[Array, Array, Array]:

@@ -26,6 +26,8 @@ class Table:
         macs, work, traffic: (kernels,), traffic in bytes.
         groups: the layer type of each kernel, see :func:`foretell.models.features.group_of`.
         graph: (kernels,) index of the graph that each kernel belongs to.
+        prior: (kernels,) what a closed form says of them, None where the target has none.
+        extra: (kernels, WIDTH) features of the closed form.
     """
 
     rows: Array
@@ -34,6 +36,8 @@ class Table:
     traffic: Array
     groups: tuple[str, ...]
     graph: Array
+    prior: Array | None = None
+    extra: Array | None = None
 
     @property
     def size(self) -> int:
@@ -49,6 +53,7 @@ class Table:
         return Table(
             self.rows[index], self.macs[index], self.work[index], self.traffic[index],
             tuple(self.groups[int(i)] for i in index), self.graph[index],
+            None if self.prior is None else self.prior[index], None if self.extra is None else self.extra[index],
         )  # fmt: skip
 
 
@@ -62,7 +67,14 @@ def stack(lowered: Sequence[Lowered]) -> Table:
         traffic=np.concatenate([low.traffic for low in lowered]),
         groups=groups,
         graph=np.repeat(np.arange(len(lowered)), [len(low.kernels) for low in lowered]),
+        prior=_joined([low.prior for low in lowered]),
+        extra=_joined([low.extra for low in lowered]),
     )
+
+
+def _joined(parts: Sequence[Array | None]) -> Array | None:
+    there = [p for p in parts if p is not None]
+    return np.concatenate(there) if there and len(there) == len(parts) else None
 
 
 def lower_measured(graph: Graph, measurement: Measurement) -> Lowered:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import PredictorError, UsageError
+from foretell.models.accelerators import closed_form
 from foretell.models.features import DOMAIN_WIDTH, NAMES
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
@@ -88,6 +89,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     manifest = {
         "target": asdict(predictor.target),
         "features": list(NAMES),
+        "closed_form": _form_of(predictor.target),
         "mapping": mapping,
         "layers": layers,
         "blend": list(predictor.blend_),
@@ -99,6 +101,12 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "card": predictor.card,
     }
     return manifest, arrays
+
+
+def _form_of(target: Target) -> str:
+    """Name of the closed form that a target's predictor is fitted on, empty if there is none."""
+    form = closed_form(target)
+    return form.name if form is not None else ""
 
 
 def check_folder(folder: Path) -> None:
@@ -178,6 +186,8 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         raise PredictorError("lists other features than this foretell computes", where="features", try_="rebuild it")
     t = manifest["target"]
     target = Target(str(t["name"]), str(t["backend"]), str(t["precision"]), int(t["threads"]), str(t["device"]))
+    if manifest.get("closed_form", "") != _form_of(target):
+        raise PredictorError("was fitted on another closed form of its device", where="closed_form", try_="rebuild it")
     layers = {name: LAYER_MODELS[name].restore(manifest["layers"][name], arrays) for name in LAYER_MODELS}
     networks = {}
     for name in manifest["networks"]:
@@ -219,6 +229,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         blend_=blend,
         networks_=networks,
         memory_=None if memory is None else MemoryModel.restore(memory),
+        of_energy=nested,
         energy_=energy,
         conformal_=conformal,
         domain_=domain,

@@ -21,6 +21,7 @@ from foretell.errors import FitError, UsageError
 from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
 from foretell.graph.precision import as_int8, is_quantised
+from foretell.models.accelerators import closed_form
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.mapping import MappingModel
@@ -59,6 +60,7 @@ class Predictor:
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
     memory_: MemoryModel | None = None
+    of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Predictor:
         self._lowered.clear()
         self.mapping_ = MappingModel.fit([(g, m.kernels, m.eliminated) for g, m in zip(kept, rows, strict=True)])
         tell("features", 0.15)
-        table = stack([lower_measured(g, m) for g, m in zip(kept, rows, strict=True)])
+        table = stack([self._priced(g, lower_measured(g, m)) for g, m in zip(kept, rows, strict=True)])
         seconds = np.concatenate([anchored_s(m) for m in rows])
         self._fit_domain(table)
         tell("layer models", 0.25)
@@ -116,7 +118,7 @@ class Predictor:
             self.conformal_["peak_memory_bytes"] = Conformal.fit(ratios, np.ones(len(ratios)))
         paid = [as_energy(m) for m in rows if m.energy_j]
         if len(paid) >= _MIN_NETWORKS:
-            self.energy_ = Predictor(self.target).fit(paid, graphs)
+            self.energy_ = Predictor(self.target, of_energy=True).fit(paid, graphs)
         if calibration:
             self.calibrate(calibration, graphs)
         self.card.update(
@@ -246,8 +248,19 @@ class Predictor:
         """Kernels that the target would run, with their rows. Kept as long as the graph is."""
         known = self._lowered.get(graph)
         if known is None:
-            known = self._lowered[graph] = lower(graph, self.mapping_.apply(graph))
+            known = self._lowered[graph] = self._priced(graph, lower(graph, self.mapping_.apply(graph)))
         return known
+
+    def _priced(self, graph: Graph, lowered: Lowered) -> Lowered:
+        """``lowered`` with what the target's closed form says, if it has one."""
+        form = closed_form(self.target)
+        if form is None:
+            return lowered
+        priced = form.price(graph, lowered)
+        prior = priced.seconds if not self.of_energy else priced.joules
+        return lowered if prior is None else replace(
+            lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features
+        )
 
     def as_run(self, graph: Graph) -> Graph:
         """``graph`` in the target's precision: an int8 target quantises what is not quantised yet."""

@@ -1,0 +1,53 @@
+"""Accelerators whose cost of a layer is known in closed form, up to what a search or a scheduler adds.
+
+A closed form gives every kernel seconds (and joules where the tool tells them), which stand where a roofline stands
+for other targets: the trees of :class:`foretell.models.statistical.Mixed` learn what it leaves. Facts and formulas
+come from the documentation, the configuration files and the behaviour of the tools, as each module says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from foretell.graph.ir import Graph
+from foretell.models.features import Lowered
+from foretell.records import Target
+
+Array = np.ndarray[Any, Any]
+WIDTH = 8  # features that a closed form adds
+
+
+class Priced(NamedTuple):
+    """What a closed form says of the kernels of a graph: seconds and joules (kernels,), features (kernels, WIDTH).
+
+    ``joules`` is None where the accelerator's energy is not known.
+    """
+
+    seconds: Array
+    joules: Array | None
+    features: Array
+
+
+class ClosedForm(Protocol):
+    """The closed form of one accelerator. ``name`` changes with the formula: predictors fitted on another are stale."""
+
+    name: str
+
+    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+        """Price the kernels of ``graph`` in their order of execution."""
+        ...
+
+
+def closed_form(target: Target) -> ClosedForm | None:
+    """The closed form of a target's device, None if there is none."""
+    if target.backend == "zigzag":
+        from foretell.models.accelerators import zigzag
+
+        return zigzag.closed_form(target.device)
+    if target.backend == "vela":
+        from foretell.models.accelerators import ethos
+
+        return ethos.closed_form(target.device)
+    return None

@@ -1,0 +1,2 @@
+def closed_form(device):
+    return None
