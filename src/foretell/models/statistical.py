@@ -34,6 +34,7 @@ class Statistical:
     base_type: type[Roofline] = Roofline
     hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
     more = 0  # features that they may see besides
+    trust = 0.0  # how far, in log units, the trees must disagree with the analytical model to be heard
     # Cross-validated on generated networks, 60 quick steps are as good as 200 slow ones, and predict in a third of the time.
     trees = 60
     rate = 0.16
@@ -99,7 +100,7 @@ class Statistical:
         use = which[first] >= 0
         residual = np.zeros(len(first))
         residual[use] = self._set.predict(unique[use], which[first][use])
-        seconds *= np.exp(np.clip(residual, -5.0, 5.0))[inverse]
+        seconds *= np.exp(trusting(np.clip(residual, -5.0, 5.0), self.trust))[inverse]
         return seconds
 
     def known(self, table: Table) -> Array:
@@ -112,7 +113,7 @@ class Statistical:
         names = sorted(self.forests_)
         for i, g in enumerate(names):
             arrays.update(self.forests_[g].arrays(f"{self.name}.{i}"))
-        return {"base": base, "groups": self.groups_, "forests": names}, arrays
+        return {"base": base, "groups": self.groups_, "forests": names, "trust": self.trust}, arrays
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -122,11 +123,20 @@ class Statistical:
             model.base_ = cls.base_type.restore(data["base"], arrays)
             model.groups_ = {str(g): int(i) for g, i in data["groups"].items()}
             names = [str(g) for g in data["forests"]]
+            model.trust = float(data.get("trust", 0.0))
+            if not 0.0 <= model.trust <= 100.0:
+                raise ValueError("trust")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PredictorError(f"is malformed ({type(e).__name__})", where=cls.name) from None
         width = len(NAMES) + 1 + cls.more
         model.forests_ = {g: Forest.from_arrays(arrays, f"{cls.name}.{i}", width) for i, g in enumerate(names)}
         return model
+
+
+def trusting(residual: Array, trust: float) -> Array:
+    """``residual`` less ``trust``, towards zero: what the analytical model is believed to know to that accuracy."""
+    out: Array = np.sign(residual) * np.maximum(np.abs(residual) - trust, 0.0)
+    return out
 
 
 class Mixed(Statistical):

@@ -28,7 +28,7 @@ from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
 from foretell.models.roofline import RefinedRoofline, Roofline
-from foretell.models.statistical import Mixed, Statistical
+from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
 from foretell.predictor.evaluate import Score, score
 from foretell.records import KernelPrediction, Measurement, Prediction, Target, Value
@@ -42,6 +42,7 @@ _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
 _FOLDS = 4
+_TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 10.0)
 _MIN_NETWORKS = 8
 _WORST_MEMORY = 0.15  # mean |log error| on its own training networks
 _TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
@@ -156,6 +157,8 @@ class Predictor:
             for name, make in LAYER_MODELS.items():
                 held[name][test_at] = make().fit(part, seconds[train_at]).predict(test)
         measured = np.array([m.latency_s for m in rows], float)
+        if own.prior is not None:
+            held["mixed"] = self._trust(own, held["mixed"], measured)
         real = np.array([m.name.split("-")[0] not in MICRO for m in rows])
         if not real.any():
             real[:] = True
@@ -170,13 +173,28 @@ class Predictor:
         for name in METHODS:
             features, total = self._network_inputs(own, lowered, held[name], len(rows))
             ratio = np.log(measured / total)
-            self.networks_[name] = (
-                NetworkModel.fit(features[real], ratio[real]) if name == "default" else NetworkModel.identity()
-            )
+            # A term that does not help networks it has not seen is left out.
+            helps = name == "default" and best < _WORTH * float(np.abs(ratio[real]).mean())
+            self.networks_[name] = NetworkModel.fit(features[real], ratio[real]) if helps else NetworkModel.identity()
         features, total = self._network_inputs(own, lowered, held["default"], len(rows))
         left = np.log(measured / (total * self.networks_["default"].factor(features)))
         scale = scale_of(self._coverage(own, lowered, held["default"]))
         self.conformal_["latency_s"] = Conformal.fit(left[real], scale[real])
+
+    def _trust(self, own: Table, held_out: Array, measured: Array) -> Array:
+        """Choose how far the closed form is believed, by the error of networks that the trees have not seen; returns
+        their kernels' seconds."""
+        assert own.prior is not None
+        mixed = self.layers_["mixed"]
+        assert isinstance(mixed, Mixed)
+        residual = np.log(held_out / own.prior)
+        found = []
+        for trust in _TRUSTS:
+            seconds = own.prior * np.exp(trusting(residual, trust))
+            total = np.bincount(own.graph, weights=seconds, minlength=len(measured))
+            found.append((float(np.abs(np.log(total / measured)).mean()), trust, seconds))
+        _, mixed.trust, best = min(found, key=lambda f: f[0])
+        return best
 
     @staticmethod
     def _network_error(features: Array, total: Array, measured: Array) -> float:

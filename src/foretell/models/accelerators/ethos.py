@@ -1,2 +1,521 @@
-def closed_form(device):
-    return None
+"""Cycles of a kernel on Arm's Ethos-U NPUs as the Vela compiler estimates them, without its scheduler.
+
+An output map is computed in blocks that fit the NPU's memory. A block costs the multipliers' cycles, in which micro-blocks
+that do not divide are padded, or the output stage's, whichever are more; meanwhile inputs, weights and outputs move
+over two memories, each with its width and its smallest burst. The layer takes as long as the slowest of these. Weights
+are read anew for every block of rows and columns, unless they are staged in the fast memory first.
+
+Sizes of the arrays, of their memories and of micro-blocks: Arm's technical reference manuals of Ethos-U55, U65 and
+U85; speeds of the memories: ``vela.ini`` (https://pypi.org/project/ethos-u-vela/). What the compiler makes of them was
+found by comparing its per-layer tables with shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foretell.graph.ir import Graph
+from foretell.graph.kinds import NodeKind
+from foretell.models.accelerators import WIDTH, Priced
+from foretell.models.features import Kernel, KernelKind, Lowered
+
+Array = np.ndarray[Any, Any]
+Size = tuple[int, int, int]  # height, width, channels
+_WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
+_BRICK = 16  # channels of the brick format in which maps are kept
+_MOST_STRIDE = 3
+_U85_WRITE = 2.66  # bytes a cycle that a U85 copies from and to the slow memory
+
+
+class Memory(NamedTuple):
+    """Bytes a cycle, cycles until the first byte is read or written, bytes of a burst."""
+
+    width: float
+    read: int
+    write: int
+    burst: int
+
+
+@dataclass(frozen=True)
+class Npu:
+    """One size of one Ethos-U in the system that foretell's targets name.
+
+    Attributes:
+        micro: height, width and depth of a micro-block of outputs.
+        banks: KiB of its shared memory; on U85 bytes of (input, accumulator) memory.
+        grain: banks that an input block and an accumulator block are rounded up to.
+        per_element: cycles of the output stage for an element: sum, product, maximum pool, others, 32-bit.
+        lut: cycles of an element through a table.
+        clock_hz, fast, slow: of the system. Weights and constants lie in ``slow``.
+        limit: bytes of the fast memory that maps may take.
+        edges_slow: whether inputs and outputs of the network lie in the slow memory.
+    """
+
+    family: str
+    macs: int
+    micro: Size
+    banks: tuple[int, int]
+    grain: tuple[int, int]
+    per_element: tuple[float, float, float, float, float]
+    lut: float
+    clock_hz: float
+    fast: Memory
+    slow: Memory
+    limit: int
+    edges_slow: bool
+    cores: int = 1
+
+
+_U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), 2**40, False)
+_U65 = (1e9, Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128), 2**40, True)
+_U85 = (1e9, Memory(20.5, 32, 32, 64), Memory(3.28, 500, 250, 128), 393216, True)
+_P32, _P64, _P128 = (6, 3, 1, 2, 2), (3, 1.5, 0.5, 1, 1.5), (1.5, 0.75, 0.25, 0.5, 1.25)
+_P256, _P512 = (0.75, 0.375, 0.125, 0.25, 1.125), (0.375, 0.1875, 0.0625, 0.125, 0.5625)
+NPUS = {
+    "ethos-u55-32": Npu("u55", 32, (1, 1, 4), (16, 0), (2, 4), _P32, 1.0, *_U55),
+    "ethos-u55-64": Npu("u55", 64, (1, 1, 8), (16, 0), (2, 4), _P64, 1.0, *_U55),
+    "ethos-u55-128": Npu("u55", 128, (1, 2, 8), (24, 0), (4, 8), _P128, 1.0, *_U55),
+    "ethos-u55-256": Npu("u55", 256, (2, 2, 8), (48, 0), (8, 16), _P256, 1.0, *_U55),
+    "ethos-u65-256": Npu("u65", 256, (2, 2, 8), (48, 0), (8, 16), _P256, 1.0, *_U65),
+    "ethos-u65-512": Npu("u65", 512, (2, 2, 8), (48, 0), (8, 16), _P512, 0.5, *_U65, 2),
+    "ethos-u85-128": Npu("u85", 128, (1, 2, 8), (8192, 8192), (1, 1), (0.5,) * 5, 0.5, *_U85),
+    "ethos-u85-256": Npu("u85", 256, (2, 2, 8), (16384, 16384), (1, 1), (0.25,) * 5, 0.25, *_U85),
+    "ethos-u85-512": Npu("u85", 512, (2, 2, 16), (16384, 32768), (1, 1), (0.125,) * 5, 0.125, *_U85, 2),
+    "ethos-u85-1024": Npu("u85", 1024, (2, 2, 32), (16384, 65536), (1, 1), (0.0625,) * 5, 0.0625, *_U85, 4),
+    "ethos-u85-2048": Npu("u85", 2048, (2, 2, 64), (32768, 131072), (1, 1), (0.03125,) * 5, 0.03125, *_U85, 4),
+}
+
+
+class Layer(NamedTuple):
+    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle or elementwise.
+
+    ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits).
+    ``operand`` is the size of a second input, ``times`` how often the layer is run (groups).
+    """
+
+    what: str
+    ifm: Size
+    ofm: Size
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    sort: str = "other"
+    lut: bool = False
+    relu: bool = False
+    operand: Size | None = None
+    constant: bool = False  # whether the operand is one
+    times: int = 1
+
+
+class Cost(NamedTuple):
+    """Cycles of a layer: of the NPU itself, of the two memories without and with weights staged; what decides them."""
+
+    npu: float
+    slow: float
+    fast: float
+    slow_staged: float
+    fast_staged: float
+    transfer: float  # of the weights, once
+    output: float  # of the output stage alone
+    useful: float  # share of the multipliers' cycles that is not padding
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b) * b
+
+
+class Ethos:
+    """Closed form of one of :data:`NPUS`."""
+
+    name = "ethos/1"
+
+    def __init__(self, npu: Npu) -> None:
+        self.npu = npu
+
+    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+        npu = self.npu
+        edges = {*graph.inputs, *graph.outputs}
+        rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
+        before = 0.0  # cycles of the kernel before, in which weights of this one can be fetched
+        for i, (kernel, kind) in enumerate(zip(lowered.kernels, lowered.kinds, strict=True)):
+            reads_edge = any(t in edges for t in lowered.reads[i])
+            writes_edge = any(t in edges for t in lowered.writes[i])
+            scaled = _scaled(graph, kernel)
+            key = (npu, reads_edge, writes_edge, scaled)
+            costs: list[Cost] | None = kind.memo.get(key)
+            if costs is None:
+                layers = layers_of(graph, kernel, kind, scaled)
+                costs = kind.memo[key] = [cost(npu, layer, reads_edge, writes_edge) for layer in layers]
+            total = 0.0
+            for c in costs:
+                plain = max(c.npu, c.slow, c.fast)
+                staged = max(c.npu, c.slow_staged, c.fast_staged, c.transfer - before)
+                total += min(plain, staged)
+                before = c.npu
+            main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
+            total = max(total, 1.0)
+            rows[i] = (
+                total / npu.clock_hz, math.log(total), *(math.log(v + 1) - math.log(total) for v in main[:3]),
+                math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
+                len(costs) + 10 * reads_edge + 20 * writes_edge,
+            )  # fmt: skip
+        return Priced(rows[:, 0], None, rows[:, 1:])
+
+
+def _scaled(graph: Graph, kernel: Kernel) -> str:
+    """How a batch normalisation of its own is shared out: its product is the kernel of the normalisation, and its sum
+    that of the activation behind it, if there is one."""
+    if len(kernel.nodes) != 1:
+        return ""
+    node = graph.nodes[kernel.nodes[0]]
+    if node.op_type == "BatchNormalization":
+        readers = graph.consumers.get(node.outputs[0], ())
+        return "product" if len(readers) == 1 and graph.nodes[readers[0]].op_type in ("Relu", "Clip") else ""
+    if node.op_type in ("Relu", "Clip"):
+        before = graph.producer.get(node.inputs[0])
+        return "sum" if before is not None and graph.nodes[before].op_type == "BatchNormalization" else ""
+    return ""
+
+
+def layers_of(graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str = "") -> list[Layer]:
+    """The layers that a kernel becomes; ``scaled``: see :func:`_scaled`."""
+    if not kernel.nodes or kind.main < 0:
+        return []
+    nodes = [graph.kinds[n] for n in kernel.nodes]
+    if scaled:
+        view = nodes[0].view
+        assert view.ins[0] is not None
+        size = _hwc(view.ins[0].shape)
+        return [Layer("elementwise", size, size, sort=scaled, operand=(1, 1, size[2]), constant=True)]
+    main = nodes[kind.main]
+    if main.op.category == "activation":  # which is fused into whatever computes
+        main = next((k for k in nodes if k.op.category not in ("activation", "view")), main)
+    others = [k.op_type for k in nodes if k is not main]
+    relu = any(op in ("Relu", "Clip") for op in others)
+    lut = any(op in _TABLES for op in others)
+    layers = _main(main, relu, lut)
+    for k in nodes:  # activations are fused; what is summed, pooled or joined along the way is a layer of its own
+        if k is not main and k.op.category not in ("activation", "view", "norm"):
+            layers += _main(k, False, False)
+    return layers
+
+
+_TABLES = frozenset((
+    "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Gelu", "Elu", "Exp", "Erf", "Softplus", "Mish", "Sqrt",
+    "Reciprocal", "Rsqrt",
+))  # fmt: skip
+_SORTS = {"Add": "sum", "Sub": "sum", "Mul": "product", "Div": "wide", "Max": "other", "Min": "other"}
+
+
+def _hwc(shape: tuple[int, ...]) -> Size:
+    """A shape of the graph (batch, channels, height, width) as the NPU sees it; a batch is more rows."""
+    if len(shape) == 4:
+        return (shape[0] * shape[2], shape[3], shape[1])
+    if len(shape) >= 2:
+        return (math.prod(shape[:-2]), shape[-2], shape[-1])
+    return (1, 1, shape[0] if shape else 1)
+
+
+def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
+    view = kind.view
+    ins = [t for t in view.ins if t is not None]
+    if not ins or not view.outs or view.outs[0] is None:
+        return []
+    x, y = ins[0].shape, view.outs[0].shape
+    ifm, ofm = _hwc(x), _hwc(y)
+    category = kind.op.category
+    if category == "conv" and len(x) == 4:
+        w = ins[1].shape
+        group = int(view.attr("group", 1) or 1)
+        shape = (w[2], w[3])
+        stride, dilation = tuple(view.attr("strides") or (1, 1)), tuple(view.attr("dilations") or (1, 1))
+        # Twofold dilation is free; what is beyond becomes a larger kernel with zeros in it.
+        native = tuple(2 if d % 2 == 0 else 1 for d in dilation)
+        shape = tuple((k - 1) * (d // n) + 1 for k, d, n in zip(shape, dilation, native, strict=True))
+        dilation = native
+        if group > 1 and group == x[1]:
+            return [Layer("depthwise", ifm, ofm, shape, stride, dilation, lut=lut, relu=relu)]
+        part = ((ifm[0], ifm[1], ifm[2] // group), (ofm[0], ofm[1], ofm[2] // group))
+        if max(stride) > _MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
+            one = ((shape[0], shape[1], part[0][2]), (1, 1, part[1][2]))
+            return [Layer("conv", *one, shape, lut=lut, relu=relu, times=group * ofm[0] * ofm[1])]
+        wide = Layer("conv", *part, shape, stride, dilation, lut=lut, relu=relu, times=group)
+        return [wide] if group == 1 else [wide, Layer("copy", ofm, ofm)]  # groups are joined by a copy
+    if category == "conv_transpose" and len(x) == 4:
+        w = ins[1].shape
+        wide = (ofm[0], ofm[1], ifm[2])
+        return [Layer("conv", wide, ofm, (w[2], w[3]), lut=lut, relu=relu)]
+    if kind.macs:
+        rows = math.prod(y[:-1])
+        if len(ins) > 1 and not ins[1].const:
+            # A product of two maps: for every column a product and a sum over the depth.
+            depth = x[-1]
+            one = (rows, 1, depth)
+            return [
+                Layer("elementwise", one, one, sort="wide", operand=one, times=y[-1]),
+                Layer("conv", one, (rows, 1, 1), times=y[-1]),
+            ]
+        return [Layer("conv", (1, rows, x[-1]), (1, rows, y[-1]), lut=lut, relu=relu)]
+    if category == "pool" and len(x) == 4:
+        shape = tuple(view.attr("kernel_shape") or x[2:])
+        if kind.op_type.startswith("Global") and kind.op_type != "GlobalMaxPool":
+            return _mean(ifm, ofm, (x[2], x[3]), x[0])
+        stride = tuple(view.attr("strides") or (1, 1))
+        return [Layer("pool", ifm, ofm, shape, stride, sort="maximum" if "Max" in kind.op_type else "other", lut=lut)]
+    if category == "reduce":
+        return _mean(ifm, (1, 1, ifm[2]), (x[2], x[3]) if len(x) == 4 else (ifm[0], ifm[1]), x[0])
+    if kind.op_type in _SORTS:
+        return _elementwise(kind, relu, lut)
+    if kind.op_type == "BatchNormalization":
+        one = (1, 1, ifm[2])
+        return [Layer("elementwise", ifm, ofm, sort=s, operand=one, constant=True) for s in ("product", "sum")]
+    if category == "softmax":
+        wide = [Layer("elementwise", ifm, ifm, sort="wide", operand=ifm) for _ in range(3)]
+        return [Layer("pool", ifm, ifm), *wide, *[Layer("elementwise", ifm, ifm, sort="product") for _ in range(3)]]
+    if category == "view":
+        return []
+    if category == "resize":
+        return [Layer("depthwise", ofm, ofm, (2, 2))]
+    if kind.op_type == "Transpose" and len(x) == 5 and (view.attr("perm") or ())[3:] == (3, 4):
+        return [Layer("shuffle", ofm, ofm)]
+    # Activations by themselves, copies, concatenations, slices: every element goes through once.
+    big = max((ifm, ofm), key=math.prod)
+    return [Layer("copy", big, big, lut=kind.op_type in _TABLES)]
+
+
+def _mean(ifm: Size, ofm: Size, kernel: tuple[int, int], batch: int) -> list[Layer]:
+    out = (batch, 1, ifm[2])
+    return [Layer("depthwise", ifm, out, kernel, kernel, sort="wide"), Layer("elementwise", out, out, sort="product")]
+
+
+def _elementwise(kind: NodeKind, relu: bool = False, lut: bool = False) -> list[Layer]:
+    view = kind.view
+    ins = [t for t in view.ins if t is not None]
+    if len(ins) < 2 or view.outs[0] is None:
+        return []
+    a, b = (_hwc(t.shape) for t in ins[:2])
+    small = b if math.prod(b) <= math.prod(a) else a
+    constant = any(t.const for t in ins[:2])
+    operand = None if math.prod(small) == 1 else small
+    return [Layer(
+        "elementwise", a if small is b else b, _hwc(view.outs[0].shape), sort=_SORTS[kind.op_type], lut=lut, relu=relu,
+        operand=operand, constant=constant,
+    )]  # fmt: skip
+
+
+class _Block(NamedTuple):
+    ifm: Size
+    ofm: Size
+    by_part: bool  # several kernel elements at a time rather than many channels
+
+
+def _by_part(npu: Npu, layer: Layer) -> bool:
+    taps, c = layer.kernel[0] * layer.kernel[1], layer.ifm[2]
+    if layer.what != "conv":
+        return False
+    if npu.family == "u85":
+        r = 5 * (taps // 5) + max(taps % 5, 2)
+        return c / _up(c, 16) * taps / r >= c / _up(c, 64)
+    return c <= 8 or c / _up(c, 8) * taps / _up(taps, 4) >= c / _up(c, 32)
+
+
+def _block(npu: Npu, layer: Layer) -> _Block:
+    """The block of outputs with the least traffic of those that fit."""
+    uh, uw, uc = npu.micro
+    part = _by_part(npu, layer)
+    c, taps = layer.ifm[2], layer.kernel[0] * layer.kernel[1]
+    same = layer.what in ("depthwise", "pool", "copy", "elementwise")
+    u85 = npu.family == "u85"
+    deep = (16 if part else 64 if npu.micro[2] != 16 else 32) if u85 else min(_up(c, 8), 16 if part else 32)
+    most = (128, 128, 1024) if u85 else (32, 64, 128)
+    space = [_up(min(n, m), u) for n, m, u in zip(layer.ofm, most, npu.micro, strict=True)]
+    h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
+    d = np.unique(np.minimum(_up(max(uc, min(space[2], 16)), 16 if layer.ofm[2] > 16 else uc), space[2]))
+    if layer.ofm[2] > 16:
+        d = np.arange(16, _up(space[2], 16) + 1, 16)
+    reach = [min((k - 1) * g + 1, 8) for k, g in zip(layer.kernel, layer.dilation, strict=True)]
+    again = math.prod(-(-((k - 1) * g + 1) // 8) for k, g in zip(layer.kernel, layer.dilation, strict=True))
+    ih = -(-((h - 1) * layer.stride[0] + reach[0]) // uh) * uh
+    iw = -(-((w - 1) * layer.stride[1] + reach[1]) // uw) * uw
+    area_in, area = ih[:, None, None] * iw[None, :, None], h[:, None, None] * w[None, :, None]
+    depth_in = d[None, None, :] if same else np.full((1, 1, len(d)), deep)
+    taken = area_in * (-(-depth_in // 8) * 8)
+    if u85:
+        fits = (2 * taken <= npu.banks[0]) & (2 * area * (-(-d // 16) * 16)[None, None, :] * 4 <= npu.banks[1])
+    else:
+        free = npu.banks[0] - 2 - max(2 if layer.lut else 0, 2 if npu.banks[0] > 16 else 0)
+        g_in, g_acc = npu.grain
+        banks = -(-(-(-taken // 1024) * 2) // g_in) * g_in
+        if layer.what == "elementwise":
+            fits = banks * (2 if layer.operand else 1) <= free
+        else:
+            sums = -(-(area * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
+            fits = banks + -(-sums // g_acc) * g_acc <= free
+    rows, columns = -(-layer.ofm[0] // h)[:, None, None], -(-layer.ofm[1] // w)[None, :, None]
+    if layer.what in ("elementwise", "copy"):
+        price = 1.0 / (area * d[None, None, :])
+    else:
+        price = area_in * c * again * (layer.ofm[0] / h)[:, None, None] * (layer.ofm[1] / w)[None, :, None]
+        if not same:
+            price = price * (-(-layer.ofm[2] // d))[None, None, :]
+        if layer.what in ("conv", "depthwise"):
+            price = price + taps * c * rows * columns * (layer.ofm[2] if layer.what == "conv" else 1)
+        price = np.where(math.prod(layer.ifm) < 2 * area_in * depth_in, price / 2, price)
+    price = np.broadcast_to(np.where(fits, price, np.inf), fits.shape).transpose(2, 0, 1)  # of equals the flattest
+    e, a, b = np.unravel_index(int(np.argmin(price)), price.shape)
+    out = (int(h[a]), int(w[b]), int(d[e]))
+    return _Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
+
+
+def _parts(k: int) -> list[int]:
+    """A side of a kernel is cut into parts of at most eight."""
+    return [min(8, k - i) for i in range(0, k, 8)]
+
+
+def _burst(memory: Memory, run: float) -> float:
+    """Bytes that move for each byte wanted when ``run`` of them lie together."""
+    return memory.burst / min(memory.burst, max(run, 1.0))
+
+
+def _clip(a: Size, b: Size) -> Size:
+    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
+
+
+@lru_cache(maxsize=100_000)
+def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
+    """Cycles of ``layer``; whether it reads or writes the network's inputs or outputs says in which memory they lie."""
+    if layer.what == "shuffle":  # channels of groups are interleaved
+        n = float(math.prod(layer.ofm))
+        if npu.family == "u85":  # single bytes, each a burst of the slow memory
+            return Cost(1.0, n * npu.slow.burst / _U85_WRITE, 1.0, n * npu.slow.burst / _U85_WRITE, 1.0, 0.0, 0.0, 1.0)
+        return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
+    block = _block(npu, layer)
+    ifm, ofm = layer.ifm, layer.ofm
+    ob, ib = _clip(block.ofm, ofm), _clip(block.ifm, ifm)
+    large = math.prod(ifm) + math.prod(ofm) > npu.limit
+    source = npu.slow if (reads_edge and npu.edges_slow) or large else npu.fast
+    sink = npu.slow if (writes_edge and npu.edges_slow) or large else npu.fast
+    brick_in, brick_out = not reads_edge, not writes_edge
+    run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
+    run_out = 16 * ob[1] * npu.cores if brick_out else min(64, 16 * npu.cores, ob[2])
+    over_in, over_out = _burst(source, run_in), _burst(sink, run_out)
+    deep_in = _up(ifm[2], _BRICK) if brick_in else ifm[2]
+    deep_out = _up(ofm[2], _BRICK) if brick_out else ofm[2]
+    element = npu.per_element[("sum", "product", "maximum", "other", "wide").index(layer.sort)]
+    if layer.lut:
+        element = max(element, npu.lut)
+    first = source.read + math.prod(ib) * over_in / source.width
+    last = sink.write + math.prod(ob) * over_out / sink.width
+    written = ofm[0] * ofm[1] * deep_out * over_out
+    taps = layer.kernel[0] * layer.kernel[1]
+    weights = scales = 0.0
+    again = 0
+    useful = 1.0
+    if layer.what == "elementwise":
+        n = ofm[0] * ofm[1] * deep_out
+        own = max(element * n, (max(first, last) / math.prod(block.ofm) + element) / 4 * n)
+        output = element * n
+        whole = n if npu.family != "u85" else None
+        read = float(whole or ifm[0] * ifm[1] * deep_in) * over_in
+        second = 0.0 if layer.operand is None else float(whole or math.prod(layer.operand))
+        moved = {"source": read, "sink": written, "second": second}
+    else:
+        rows, columns = -(-ofm[0] // ob[0]), -(-ofm[1] // ob[1])
+        turns = 1 if layer.what != "conv" else -(-ofm[2] // ob[2])
+        pieces = len(_parts(layer.kernel[0])) * len(_parts(layer.kernel[1]))
+        again = rows * columns
+        mac = _mac_cycles(npu, layer, block, ib, ob)
+        micro = [-(-n // u) for n, u in zip(ob, npu.micro, strict=True)]
+        blocks = math.prod(-(-n // u) for n, u in zip(ofm, npu.micro, strict=True)) / math.prod(micro)
+        stage = element * math.prod(ob)
+        if layer.what in ("conv", "depthwise"):
+            weights, scales = _weights(npu, layer, block.by_part)
+            stage = max(stage, 10 * ob[2] * npu.slow.read / 256)
+        issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
+        m, a = max(mac, issue), max(stage, issue)
+        own = (m * blocks + a if m > a else a * blocks + m) + first + last
+        output = a * blocks
+        ideal = math.prod(ofm) * taps * (ifm[2] if layer.what == "conv" else 1) / npu.macs
+        useful = min(1.0, ideal / max(own, 1.0))
+        moved = {
+            "source": ib[0] * ib[1] * deep_in * pieces * again * turns * over_in, "sink": written, "second": 0.0,
+        }  # fmt: skip
+    bytes_slow = (moved["source"] if source is npu.slow else 0.0) + (moved["sink"] if sink is npu.slow else 0.0)
+    bytes_fast = moved["source"] + moved["sink"] - bytes_slow
+    if layer.constant:  # kept channel by channel, so that only the channels of a block lie together
+        bytes_slow += moved["second"] * _burst(npu.slow, ib[2])
+    else:
+        bytes_fast += moved["second"] * (_burst(npu.fast, run_in))
+    scale_width = 0.41 if npu.family == "u85" else npu.slow.width
+    scaling = again * scales / scale_width
+    slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
+    if npu.family == "u85":  # each kind of access has a width of its own: the widest need counts
+        plain = max(slow, again * weights / npu.slow.width, scaling)
+        staged = max(slow, weights / _U85_WRITE, scaling)
+    else:
+        plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
+    transfer = (weights + scales) / (npu.slow.width if npu.family != "u85" else _U85_WRITE) + npu.slow.read
+    t = layer.times
+    return Cost(
+        own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
+        (transfer if weights else 0.0) * t, output * t, useful,
+    )  # fmt: skip
+
+
+def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> float:
+    """Cycles of the multipliers for one block of outputs."""
+    nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
+    nz = -(-ob[2] // npu.micro[2])
+    feed = 4 * npu.micro[2] // npu.cores if npu.family == "u85" else 4 * npu.micro[2]
+    if npu.macs in (512, 1024, 2048) and npu.family == "u65":
+        feed = 4 * npu.micro[2]
+    wait = 3 if npu.macs == 32 else 2
+    groups_in = -(-ib[2] // 8)
+    total = 0.0
+    for a in _parts(layer.kernel[0]):
+        for b in _parts(layer.kernel[1]):
+            e = a * b
+            steps = 1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
+            if layer.what in ("pool", "copy"):
+                cycles = (1 if npu.macs == 32 else 4) * max(4, e) * nxy * nz
+            elif layer.what == "depthwise":
+                cycles = max(feed, 4 * nxy) * steps * nz
+            elif block.by_part:
+                cycles = max(feed, 4 * nxy) * steps * nz * groups_in
+            else:
+                cycles = max(feed, (groups_in if npu.family == "u85" else 4) * nxy) * steps * nz
+            delay = 0.0
+            if nxy == 1:
+                delay = wait * steps if nz == 1 else wait * (steps - 1) * nz if steps > 1 else 0
+                delay *= groups_in if block.by_part else 1
+            total += cycles + delay
+    if layer.what == "conv":
+        total *= -(-layer.ifm[2] // ib[2])
+    return total / npu.cores if npu.family == "u65" else total
+
+
+def _weights(npu: Npu, layer: Layer, by_part: bool) -> tuple[float, float]:
+    """Bytes of the compressed weights and of the scales of a layer."""
+    taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
+    u85 = npu.family == "u85"
+    group = 5 if u85 else 4
+    if layer.what == "depthwise":
+        raw, padded = taps * k, _up(taps, group) * (_up(k, 16) if u85 else k)
+    elif by_part:
+        raw, padded = taps * c * k, _up(taps, group) * _up(c, 16 if u85 else 8) * k
+    else:
+        raw, padded = taps * c * k, taps * _up(c, 32) * k
+    extra = padded - raw
+    size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
+    return _up(int(size) + 16, 16), float(10 * _up(k, 16) if u85 else _up(10 * k, 16))
+
+
+def closed_form(device: str) -> Ethos | None:
+    """The closed form of a device in its usual system; None for another system or another device."""
+    npu = NPUS.get(device)
+    return Ethos(npu) if npu is not None else None
