@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from foretell.errors import FormatError, PredictorError, TargetError
 from foretell.graph.ir import Graph, Shape
+from foretell.host import home as home
 from foretell.predictor.persist import MANIFEST
 from foretell.predictor.persist import load as _load_folder
 from foretell.predictor.stack import Predictor
@@ -20,6 +21,8 @@ from foretell.records import Prediction
 if TYPE_CHECKING:
     import onnx
     import torch
+
+    from foretell.devices import Device
 
     Model: TypeAlias = (
         "str | os.PathLike[str] | bytes | onnx.ModelProto | torch.nn.Module | torch.export.ExportedProgram | Graph"
@@ -73,14 +76,6 @@ def zoo_bytes(name: str) -> bytes:
         close = [n for n in zoo_names() if name.lower()[:5] in n][:5] or zoo_names()[:5]
         raise FormatError(f"no zoo network called {name!r}", try_=", ".join(ZOO + n for n in close))
     return (resources.files("foretell") / "zoo" / f"{name}.onnx").read_bytes()
-
-
-def home() -> Path:
-    """Where foretell keeps what the user builds: ``$FORETELL_HOME``, else ``~/.local/share/foretell``."""
-    given = os.environ.get("FORETELL_HOME")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "foretell"
 
 
 def predictor_folders() -> dict[str, Path]:
@@ -178,3 +173,39 @@ def targets() -> list[dict[str, Any]]:
             continue
         out.append({"name": name, "folder": str(folder), "target": predictor.target, "card": predictor.card})
     return out
+
+
+def unbuilt_devices() -> list[dict[str, Any]]:
+    """What is known of each added device that has no predictor yet: device, file. A damaged one has its error."""
+    from foretell import devices
+
+    built = predictor_folders()
+    out: list[dict[str, Any]] = []
+    for name in devices.added():
+        if name in built:
+            continue
+        entry: dict[str, Any] = {"name": name, "file": str(devices.folder() / f"{name}.toml")}
+        try:
+            out.append({**entry, "device": devices.load(name).to_dict()})
+        except TargetError as e:
+            out.append({**entry, "error": str(e)})
+    return out
+
+
+def add_device(file: Path, *, check: bool = True, force: bool = False) -> tuple[Device, str]:
+    """Add the device that a TOML file describes; returns it, and what was found there (empty without ``check``).
+
+    Raises:
+        TargetError: the file is no device file, or its name stands for something else already.
+        DeviceError: the device cannot be used as it is described; then it is not added.
+    """
+    from foretell import backends, devices
+    from foretell.backends import remote
+
+    device = devices.read_device(file)
+    if backends.taken(device.name):
+        raise TargetError(f"the name {device.name!r} stands for another target", where=str(file), try_="another name")
+    remote.target_of(device)
+    found = remote.describe(device) if check else ""
+    devices.add(file, force=force)
+    return device, found
