@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell import api, backends, devices
+from foretell.build import add_device
 from foretell.doctor import checks
 from foretell.errors import TargetError
 from foretell.report import sheets
@@ -196,7 +197,7 @@ def test_names_that_stand_for_something_else(home, tmp_path, name):
     file = tmp_path / "b.toml"
     file.write_text(BOARD.replace("my-board", name))
     with pytest.raises(TargetError, match="stands for another target"):
-        api.add_device(file, check=False)
+        add_device(file, check=False)
 
 
 @pytest.mark.parametrize("backend", ["remote", "vela", "zigzag", "tflite_micro"])
@@ -204,13 +205,13 @@ def test_backends_that_measure_nothing_on_a_device(home, tmp_path, backend):
     file = tmp_path / "b.toml"
     file.write_text(BOARD + f'backend = "{backend}"\n')
     with pytest.raises(TargetError, match="measures nothing"):
-        api.add_device(file, check=False)
+        add_device(file, check=False)
 
 
 def test_a_device_is_a_target(home, tmp_path):
     file = tmp_path / "b.toml"
     file.write_text(BOARD + "threads = 3\n")
-    device, found = api.add_device(file, check=False)
+    device, found = add_device(file, check=False)
     assert found == ""
     backend, target = backends.resolve("my-board")
     assert (backend.name, target.name, target.threads, target.device) == ("remote", "my-board", 3, "my-board")

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    from foretell.devices import Device
-
     Model: TypeAlias = (
         "str | os.PathLike[str] | bytes | onnx.ModelProto | torch.nn.Module | torch.export.ExportedProgram | Graph"
     )
@@ -190,22 +188,3 @@ def unbuilt_devices() -> list[dict[str, Any]]:
         except TargetError as e:
             out.append({**entry, "error": str(e)})
     return out
-
-
-def add_device(file: Path, *, check: bool = True, force: bool = False) -> tuple[Device, str]:
-    """Add the device that a TOML file describes; returns it, and what was found there (empty without ``check``).
-
-    Raises:
-        TargetError: the file is no device file, or its name stands for something else already.
-        DeviceError: the device cannot be used as it is described; then it is not added.
-    """
-    from foretell import backends, devices
-    from foretell.backends import remote
-
-    device = devices.read_device(file)
-    if backends.taken(device.name):
-        raise TargetError(f"the name {device.name!r} stands for another target", where=str(file), try_="another name")
-    remote.target_of(device)
-    found = remote.describe(device) if check else ""
-    devices.add(file, force=force)
-    return device, found

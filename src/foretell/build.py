@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from foretell import __version__, backends
+from foretell import __version__, backends, devices
 from foretell.api import zoo_bytes, zoo_names
+from foretell.backends import remote
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, run_campaign, worker_cpus
-from foretell.errors import FitError, MeasurementError
+from foretell.devices import Device
+from foretell.errors import FitError, MeasurementError, TargetError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
@@ -236,3 +238,19 @@ def measure_models(
         raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]
+
+
+def add_device(file: Path, *, check: bool = True, force: bool = False) -> tuple[Device, str]:
+    """Add the device that a TOML file describes; returns it, and what was found there (empty without ``check``).
+
+    Raises:
+        TargetError: the file is no device file, or its name stands for something else already.
+        DeviceError: the device cannot be used as it is described; then it is not added.
+    """
+    device = devices.read_device(file)
+    if backends.taken(device.name):
+        raise TargetError(f"the name {device.name!r} stands for another target", where=str(file), try_="another name")
+    remote.target_of(device)
+    found = remote.describe(device) if check else ""
+    devices.add(file, force=force)
+    return device, found

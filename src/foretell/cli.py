@@ -179,9 +179,9 @@ def targets(context: click.Context, form: str) -> None:
 @click.option("--force", is_flag=True, help="Replace another device of the same name.")
 def add(file: Path, no_check: bool, force: bool) -> None:
     """Add the device that FILE (TOML) describes, so that its name can be used as a target. See docs/devices.md."""
-    from foretell import api
+    from foretell import build as journey
 
-    device, found = api.add_device(file, check=not no_check, force=force)
+    device, found = journey.add_device(file, check=not no_check, force=force)
     click.echo(f"added {device.name}: {found or 'not checked'}")
     click.echo(f"build its predictor with: foretell build --target {device.name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -16,13 +17,13 @@ def home() -> Path:
 
 
 def cpu_name() -> str:
-    """Model name of this machine's processor."""
-    try:
+    """Model name of this machine's processor, or of its board where the kernel names only that (Arm)."""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0 \n")
     return platform.processor() or platform.machine()
 
 

@@ -81,7 +81,7 @@ class Backend:
         answer = link.ask(request, _RUN_S + _TRANSFER_S)
         if "run" not in answer:
             raise MeasurementError(str(answer.get("error", "an answer without figures"))[:400])
-        run = _checked(answer["run"], len(read(model, name=name).nodes), name)
+        run = _checked(answer["run"], len(read(model, name=name).nodes) if options.profile else 0, name)
         there = {k: link.about[k] for k in ("cpu", "machine")}
         return replace(
             run, environment={**run.environment, **there, "device": device.name, "transport": device.transport}
