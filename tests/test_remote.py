@@ -96,13 +96,16 @@ def far_processes(folder: Path) -> list[int]:
     return out
 
 
-def wait_for_far_processes(folder: Path, count: int) -> list[int]:
-    for _ in range(200):
-        found = far_processes(folder)
-        if len(found) >= count:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{far_processes(folder)} far processes, not {count}")
+def clients_of(folder: Path) -> list[int]:
+    """Processes that have the path of the far side's Python in their arguments: ssh clients, and shells behind sshd."""
+    out = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if str(folder / "python").encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                out.append(int(pid))
+        except OSError:
+            continue
+    return out
 
 
 # ssh, a far side with foretell
@@ -152,11 +155,11 @@ def test_a_server_that_goes_away_in_a_run(board, own_server, tmp_path):
 
 
 def test_a_far_hang_is_the_networks_failure_and_leaves_nothing(board, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_RUN_S", 2.0)
+    monkeypatch.setattr(remote, "_RUN_S", 4.0)
     backend, target = board(python(tmp_path / "python", FORETELL_FAKE='{"hang": "tiny-1"}'))
     backend.run(tiny(0), "tiny-0", target, QUICK)
     agent, child = sorted(far_processes(tmp_path))
-    with pytest.raises(MeasurementError, match="no answer within 2 s") as e:
+    with pytest.raises(MeasurementError, match="no answer within 4 s") as e:
         backend.run(tiny(1), "tiny-1", target, QUICK)
     assert not isinstance(e.value, DeviceError)
     assert gone(child)
@@ -182,8 +185,7 @@ def test_when_the_near_child_is_killed_the_far_side_ends(board, tmp_path):
     with Child("foretell.bench.child") as child, pytest.raises(ChildTimeout):
         child.request(request, Limits(seconds=4))
     assert all(gone(p) for p in far_processes(tmp_path))
-    clients = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(tmp_path / "python") not in clients
+    assert all(gone(p) for p in clients_of(tmp_path))
 
 
 def test_another_host_key_is_refused(board, server, tmp_path):
@@ -243,7 +245,8 @@ def greets(version: str, then: str = "") -> str:
     ],
 )  # fmt: skip
 def test_far_sides_that_are_no_foretell(board, tmp_path, monkeypatch, text, error, match):
-    monkeypatch.setattr(remote, "_GREETING_S", 2.0)
+    if text.startswith("#!/bin/sh\nexec sleep"):
+        monkeypatch.setattr(remote, "_GREETING_S", 2.0)
     monkeypatch.setattr(remote, "_HELLO_S", 3.0)
     monkeypatch.setattr(remote, "_TRANSFER_S", 0.0)
     from foretell import __version__
@@ -384,7 +387,7 @@ def test_an_unusable_device_stops_the_campaign_at_once(board, tmp_path):
     start = time.monotonic()
     with pytest.raises(DeviceError, match="no /no/such/python"):
         run_campaign(store, "c", target)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
     assert store.counts("c") == {"pending": 2}
 
 
