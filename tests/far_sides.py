@@ -107,6 +107,7 @@ if [ "$3" = push ]; then
   case "$mode" in
   push-refused) echo "adb: error: failed to copy '$4' to '$5': remote couldn't create file: Permission denied" >&2; exit 1;;
   push-dropped) echo "adb: error: failed to copy '$4' to '$5': connection closed unexpectedly" >&2; exit 1;;
+  full) [ "$(wc -c < "$4")" -gt 100000 ] || {{ echo "adb: error: failed to copy: remote No space left on device" >&2; exit 1; }};;
   push-cut) head -c 100 "$4" > "$5"; exit 0;;
   esac
   exec cp "$4" "$5"

@@ -269,6 +269,16 @@ def test_no_python_and_no_runtime_there(board):
         backend.run(tiny(0), "t", target, QUICK)
 
 
+def test_a_device_that_is_changed_or_removed_meanwhile(board):
+    backend, target = board()
+    board(threads=2)
+    with pytest.raises(DeviceError, match="changed"):
+        backend.run(tiny(0), "t", target, QUICK)
+    devices.remove("my-board")
+    with pytest.raises(DeviceError, match="no device"):
+        backend.run(tiny(0), "t", target, QUICK)
+
+
 def test_what_a_login_script_prints_is_passed_over(board, tmp_path):
     banner = "cat <<'X'\n*** Welcome ***\n{\"not\": \"ours\"}\nX\nprintf 'no end of line'"
     backend, target = board(python(tmp_path / "python", banner))
@@ -411,7 +421,7 @@ def test_only_a_network_that_takes_the_device_away_each_time_fails(board, tmp_pa
     assert run_campaign(store, "c", target, SETTINGS) == {"done": 1, "failed": 1}
     (bad,) = [m for m in store.measurements() if m.verdict == "failed"]
     assert bad.name == "tiny-1"
-    assert "lost 3 times" in bad.error
+    assert "failed 3 times" in bad.error
 
 
 # The command line
@@ -599,6 +609,17 @@ def test_the_tool_over_ssh(server, home, tmp_path):
     backend, target = backends.resolve("my-box")
     assert len(backend.run(small(), "small", target, QUICK).kernels) == 3
     assert not list((tmp_path / "far").glob("*"))
+
+
+def test_one_network_that_does_not_fit_is_its_own_failure(phone, tmp_path):
+    """The device cannot take one file, and takes the reference network."""
+    _, adb_mode, _ = phone
+    store = Store(tmp_path / "s.sqlite")
+    enqueue(store, "c", [("small", "f", "generated", small())], 1)
+    adb_mode.write_text("full\n")
+    target = backends.resolve("my-phone")[1]
+    assert run_campaign(store, "c", target, SETTINGS) == {"failed": 1}
+    assert "No space left" in store.measurements()[0].error
 
 
 def test_the_mapping_of_a_gap():

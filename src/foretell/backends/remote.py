@@ -67,9 +67,13 @@ class Backend:
         return target_of(devices.load(name))
 
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
-        device = devices.load(target.device)
-        if target != target_of(device):
-            raise TargetError(f"the device {device.name} was changed meanwhile", try_="the same command again")
+        try:
+            device = devices.load(target.device)
+            same = target == target_of(device)
+        except TargetError as e:
+            raise DeviceError(str(e)) from None
+        if not same:
+            raise DeviceError("was changed meanwhile", where=device.name, try_="the same command again")
         if device.runner == "benchmark_model":
             return benchmark_model.run(device, model, name, options)
         link = _open(device)

@@ -6,7 +6,7 @@ of a runtime is paid once a block. Each pass of each graph is committed when it 
 
 A device that goes away is no fault of the network that was running: the job is done again once the reference network
 shows that the device is back. If it stays away the campaign ends with :class:`ConnectionLost` and its jobs stay open.
-Only a network that loses the connection time and again, with the reference in between, is recorded as failed.
+Only a network with which the device fails time and again, with the reference in between, is recorded as failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from foretell.store import Job, Store
 _BLOCK = 12
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 5
-_MAX_LOSSES = 3  # connections that one network may lose
+_MAX_LOSSES = 3  # times that the device may fail while one network runs
 _KEPT = "what is measured is kept; the same command goes on from there"
 _REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
 
@@ -236,13 +236,14 @@ class _State:
                         run = Run.from_dict(answer["run"])
                         extra = {"started": time.time(), "reference_s": reference}
                         run = replace(run, environment={**run.environment, **extra})
-                except ConnectionLost as e:
+                except DeviceError as e:
+                    # If it is the device's, the reference network of the next child will meet the error, too.
                     self._drop(child)
                     child = None
                     losses += 1
                     if losses < _MAX_LOSSES:
                         continue
-                    error = f"the connection was lost {losses} times while this network ran: {e.what}"
+                    error = f"the device failed {losses} times with this network, and with no other: {e.what}"
                 except (ChildCrashed, ChildMemory, ChildTimeout) as e:
                     error = e.what
                     self._drop(child)
