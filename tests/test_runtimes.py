@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foretell import api, backends
-from foretell.backends.litert import _BUILTIN, _DELEGATE, align
+from foretell.backends.litert import BUILTIN, DELEGATE, align
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.errors import ForetellError, MeasurementError, TargetError
 from foretell.formats.onnx_write import write_onnx
@@ -64,9 +64,9 @@ def test_profile_events_find_their_operators():
         op(n, i) for i, n in enumerate(("PAD", "CONV_2D", "HARD_SWISH", "ADD", "CONCATENATION", "RESHAPE", "SOFTMAX"))
     ]
     events = [
-        ("Convolution (NHWC, QC8) IGEMM", _DELEGATE, 0, 5.0), ("HARD_SWISH", _BUILTIN, 2, 3.0), ("Add (ND)", _DELEGATE, 0, 1.0),
-        ("Clamp (NC)", _DELEGATE, 1, 0.5), ("Concatenate", _DELEGATE, 2, 0.2), ("Concatenate", _DELEGATE, 3, 0.3),
-        ("Softmax (NC, F32)", _DELEGATE, 4, 2.0),
+        ("Convolution (NHWC, QC8) IGEMM", DELEGATE, 0, 5.0), ("HARD_SWISH", BUILTIN, 2, 3.0), ("Add (ND)", DELEGATE, 0, 1.0),
+        ("Clamp (NC)", DELEGATE, 1, 0.5), ("Concatenate", DELEGATE, 2, 0.2), ("Concatenate", DELEGATE, 3, 0.3),
+        ("Softmax (NC, F32)", DELEGATE, 4, 2.0),
     ]  # fmt: skip
     assert align(ops, events) == [None, 5.0, 3.0, 1.5, 0.5, None, 2.0]
     groups = fused_into(ops, align(ops, events))
@@ -75,9 +75,9 @@ def test_profile_events_find_their_operators():
 
 def test_profile_events_of_unknown_kind_are_no_figure():
     with pytest.raises(MeasurementError, match="unknown kind"):
-        align([op("CONV_2D", 0)], [("Quantum Leap (ND)", _DELEGATE, 0, 1.0)])
+        align([op("CONV_2D", 0)], [("Quantum Leap (ND)", DELEGATE, 0, 1.0)])
     with pytest.raises(MeasurementError, match="out of order"):
-        align([op("ADD", 0), op("MUL", 1)], [("MUL", _BUILTIN, 1, 1.0), ("ADD", _BUILTIN, 0, 1.0)])
+        align([op("ADD", 0), op("MUL", 1)], [("MUL", BUILTIN, 1, 1.0), ("ADD", BUILTIN, 0, 1.0)])
 
 
 def test_a_node_of_two_operators_is_one_kernel():

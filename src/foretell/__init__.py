@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foretell.version import VERSION
+
 if TYPE_CHECKING:
     from foretell.api import load, predict, predict_many, read_model, targets
     from foretell.errors import ForetellError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from foretell.predictor.stack import Predictor
     from foretell.records import Measurement, Prediction, Target, Value
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "ForetellError", "Graph", "Measurement", "Prediction", "Predictor", "Target", "Value", "load", "predict",
     "predict_many", "read_model", "targets",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from foretell.errors import FormatError, PredictorError, TargetError
 from foretell.graph.ir import Graph, Shape
+from foretell.host import home as home
 from foretell.predictor.persist import MANIFEST
 from foretell.predictor.persist import load as _load_folder
 from foretell.predictor.stack import Predictor
@@ -94,14 +95,6 @@ def model_bytes(model: str) -> bytes:
         space, _, number = model.removeprefix(SPACE).partition("/")
         return write_onnx(draw(space, int(number) if number.isdecimal() else -1, model))
     return Path(model).read_bytes()
-
-
-def home() -> Path:
-    """Where foretell keeps what the user builds: ``$FORETELL_HOME``, else ``~/.local/share/foretell``."""
-    given = os.environ.get("FORETELL_HOME")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "foretell"
 
 
 def predictor_folders() -> dict[str, Path]:
@@ -198,4 +191,21 @@ def targets() -> list[dict[str, Any]]:
             out.append({"name": name, "folder": str(folder), "error": str(e)})
             continue
         out.append({"name": name, "folder": str(folder), "target": predictor.target, "card": predictor.card})
+    return out
+
+
+def unbuilt_devices() -> list[dict[str, Any]]:
+    """What is known of each added device that has no predictor yet: device, file. A damaged one has its error."""
+    from foretell import devices
+
+    built = predictor_folders()
+    out: list[dict[str, Any]] = []
+    for name in devices.added():
+        if name in built:
+            continue
+        entry: dict[str, Any] = {"name": name, "file": str(devices.folder() / f"{name}.toml")}
+        try:
+            out.append({**entry, "device": devices.load(name).to_dict()})
+        except TargetError as e:
+            out.append({**entry, "error": str(e)})
     return out

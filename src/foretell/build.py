@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from foretell import __version__, backends
+from foretell import __version__, backends, devices
 from foretell.api import zoo_bytes, zoo_names
+from foretell.backends import remote
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
-from foretell.bench.campaign import Progress, Settings, default_cpus, run_campaign
-from foretell.errors import FitError, MeasurementError
+from foretell.bench.campaign import Progress, Settings, run_campaign, worker_cpus
+from foretell.devices import Device
+from foretell.errors import FitError, MeasurementError, TargetError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
 from foretell.graph.ir import Graph
+from foretell.host import cpu_name as cpu_name
 from foretell.predictor.evaluate import FAMILIES
 from foretell.predictor.judge import judge
 from foretell.predictor.stack import Predictor
@@ -67,7 +70,7 @@ class Built:
 def plan_build(target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0) -> Plan:
     """Plan a build. Raises TargetError or UsageError."""
     backend, chosen = backends.resolve(target, precision, threads)
-    workers = len(default_cpus(chosen.threads))
+    workers = len(worker_cpus(chosen))
     seconds = SECONDS_PER_ESTIMATE if backend.estimate else SECONDS_PER_ENTRY
     entries = make_plan(
         minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
@@ -184,7 +187,7 @@ def fit_and_judge(
         foretell=__version__,
         protocol=protocol.PROTOCOL,
         runtime=str(example.environment.get("runtime", "")) if example else "",
-        cpu=cpu_name(),
+        cpu=str(example.environment.get("cpu") or cpu_name()) if example else cpu_name(),
         python=platform.python_version(),
         test_networks=len(real),
         latency=main.to_dict() if main else None,
@@ -217,17 +220,6 @@ def build(plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = F
     return built
 
 
-def cpu_name() -> str:
-    """Model name of this machine's processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def measure_models(
     store: Store, target: Target, models: Sequence[tuple[str, bytes]], processes: int, tell: Tell
 ) -> list[Measurement]:
@@ -250,3 +242,19 @@ def measure_models(
         raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]
+
+
+def add_device(file: Path, *, check: bool = True, force: bool = False) -> tuple[Device, str]:
+    """Add the device that a TOML file describes; returns it, and what was found there (empty without ``check``).
+
+    Raises:
+        TargetError: the file is no device file, or its name stands for something else already.
+        DeviceError: the device cannot be used as it is described; then it is not added.
+    """
+    device = devices.read_device(file)
+    if backends.taken(device.name):
+        raise TargetError(f"the name {device.name!r} stands for another target", where=str(file), try_="another name")
+    remote.target_of(device)
+    found = remote.describe(device) if check else ""
+    devices.add(file, force=force)
+    return device, found

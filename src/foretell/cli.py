@@ -53,6 +53,7 @@ def app() -> None:
       foretell predict zoo:mobilenetv2_100          latency, memory and kernels, from a shipped predictor
       foretell predict model.onnx --batch 1         any ONNX file; external weights are never opened
       foretell build --target ort --minutes 15      a predictor of this machine
+      foretell targets add my-board.toml            a device behind ssh or adb
     """
 
 
@@ -167,20 +168,52 @@ def zoo(form: str) -> None:
     tables.show(*sheets.zoo([api.read_model(api.ZOO + n) for n in api.zoo_names()]), form)
 
 
-@app.command(epilog="Example:  foretell targets --format json")
+@app.group(
+    invoke_without_command=True,
+    epilog="Examples:  foretell targets --format json   |   foretell targets add my-board.toml   |   "
+    "foretell targets remove my-board",
+)
 @format_option
-def targets(form: str) -> None:
-    """List the predictors that are installed, with their errors."""
+@click.pass_context
+def targets(context: click.Context, form: str) -> None:
+    """List the predictors that are installed, with their errors, and the devices that were added."""
+    if context.invoked_subcommand is not None:
+        return
     from foretell import api
     from foretell.report import sheets, tables
 
-    tables.show(*sheets.targets(api.targets()), form)
+    tables.show(*sheets.targets([*api.targets(), *api.unbuilt_devices()]), form)
+
+
+@targets.command(
+    epilog="Examples:  foretell targets add my-board.toml   |   foretell targets add my-board.toml --no-check"
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--no-check", is_flag=True, help="Do not connect to the device.")
+@click.option("--force", is_flag=True, help="Replace another device of the same name.")
+def add(file: Path, no_check: bool, force: bool) -> None:
+    """Add the device that FILE (TOML) describes, so that its name can be used as a target. See docs/devices.md."""
+    from foretell import build as journey
+
+    device, found = journey.add_device(file, check=not no_check, force=force)
+    click.echo(f"added {device.name}: {found or 'not checked'}")
+    click.echo(f"build its predictor with: foretell build --target {device.name}")
+
+
+@targets.command(epilog="Example:  foretell targets remove my-board")
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget a device. Its predictor and its measurements stay."""
+    from foretell import devices
+
+    click.echo(f"removed {devices.remove(name)}")
 
 
 @app.command(
     epilog="Examples:  foretell build --target ort --minutes 15   |   foretell build --target ort --minutes 2 --dry-run"
+    "   |   foretell build --target my-board"
 )
-@click.option("--target", "backend", default="ort", show_default=True, help="Backend to build a predictor for.")
+@click.option("--target", "backend", default="ort", show_default=True, help="Backend, target or device to build for.")
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0.1, max=10080),
@@ -203,7 +236,7 @@ def build(
     backend: str, minutes: float, threads: int, precision: str, seed: int, output: Path | None, store: Path | None,
     dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
-    """Build a predictor of this machine: measure benchmarks, fit, judge on real networks, save.
+    """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
     Interrupt it at any time: the same command goes on where it stopped.
     """
@@ -248,9 +281,13 @@ def _store(path: Path | None) -> Any:
     return Store(path or api.home() / "measurements.sqlite")
 
 
-@app.command(epilog="Example:  foretell measure model.onnx zoo:resnet18 --processes 6")
+@app.command(
+    epilog="Examples:  foretell measure model.onnx zoo:resnet18 --processes 6   |   foretell measure m.onnx --target my-board"
+)
 @click.argument("models", nargs=-1, required=True)
-@click.option("--target", "backend", default="ort", show_default=True, help="Backend to measure with.")
+@click.option(
+    "--target", "backend", default="ort", show_default=True, help="Backend, target or device to measure with."
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--processes", type=click.IntRange(1, 50), default=3, show_default=True)
@@ -263,7 +300,7 @@ def measure(
     models: tuple[str, ...], backend: str, threads: int, precision: str, processes: int, shapes: tuple[str, ...],
     batch: int | None, store: Path | None, quiet: bool, form: str,
 ) -> None:  # fmt: skip
-    """Measure MODELS on this machine; weights that are absent are made up. Rows go to the store."""
+    """Measure MODELS on this machine or an added device; weights that are absent are made up. Rows go to the store."""
     from foretell import api, backends
     from foretell import build as journey
     from foretell.formats import is_tflite

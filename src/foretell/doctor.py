@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -50,6 +51,14 @@ def checks() -> list[Check]:
         out.append(
             Check(f"predictor {target['name']}", "bad" if bad else "ok", target["error"] if bad else target["folder"])
         )
+    for device in api.unbuilt_devices():
+        bad = "error" in device
+        out.append(
+            Check(f"device {device['name']}", "bad" if bad else "ok", device["error"] if bad else device["file"])
+        )
+    for program in ("ssh", "adb"):
+        path = shutil.which(program)
+        out.append(Check(program, "ok" if path else "note", path or f"absent; for devices behind {program}"))
     out.append(Check("zoo", "ok" if api.zoo_names() else "bad", f"{len(api.zoo_names())} networks"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     out.append(Check("cores", "ok" if cores > 1 else "note", str(cores)))

@@ -11,7 +11,9 @@
     ├── MeasurementError     a backend failed
     │   ├── ChildCrashed       the guarded child died of a signal or an error
     │   ├── ChildTimeout       ... ran over its time
-    │   └── ChildMemory        ... ran over its memory
+    │   ├── ChildMemory        ... ran over its memory
+    │   └── DeviceError        a remote device cannot measure: it refuses, or lacks what it needs
+    │       └── ConnectionLost   ... it cannot be reached; it may come back
     ├── StoreError           the measurement store cannot be read or written
     ├── FitError             too few or unusable measurements to fit
     └── UsageError           an option or argument makes no sense
@@ -90,6 +92,14 @@ class ChildTimeout(MeasurementError):
 
 class ChildMemory(MeasurementError):
     """The guarded child ran over its memory."""
+
+
+class DeviceError(MeasurementError):
+    """A remote device cannot measure anything. This says nothing of the network that was to run."""
+
+
+class ConnectionLost(DeviceError):
+    """A remote device cannot be reached, or went away; it may come back."""
 
 
 class StoreError(ForetellError):

@@ -25,6 +25,7 @@ from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout
 
 _PR_SET_PDEATHSIG = 1
 _STDERR_TAIL = 4000
+_LAST_S = 10.0  # from the end of a child's output to its own
 MEMORY_EXIT = 77  # a child's exit status when it ran out of memory
 
 
@@ -40,7 +41,12 @@ class Limits:
 class Child:
     """A guarded child that answers requests one at a time. Use as a context manager.
 
-    ``cpus`` pins it; ``env`` is added to the environment.
+    ``cpus`` pins it; ``env`` is added to the environment. With ``argv`` the child is that command (an ssh client)
+    instead of a Python module; it stays in the process group of its parent, so that what ends the parent ends it, too.
+
+    Attributes:
+        status: its exit status once it has died by itself; None before.
+        last_words: the end of its standard error then.
     """
 
     def __init__(
@@ -51,20 +57,24 @@ class Child:
         memory_bytes: int | None = None,
         cpus: Sequence[int] = (),
         env: dict[str, str] | None = None,
+        argv: Sequence[str] = (),
     ) -> None:
         self.module = module
+        self.status: int | None = None
+        self.last_words = ""
+        self._own_group = not argv
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **(env or {})}
         environment["FORETELL_CHILD"] = json.dumps(
             {"parent": os.getpid(), "memory_bytes": memory_bytes, "cpus": list(cpus)}
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
+            argv or [sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=environment,
-            start_new_session=True,
+            start_new_session=self._own_group,
         )
         self._buffer = b""
 
@@ -81,30 +91,35 @@ class Child:
             ChildCrashed: the child died, or answered with something that is not a JSON line.
         """
         deadline = time.monotonic() + limits.seconds
-        data = json.dumps(message).encode() + b"\n"
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._write(data, deadline, limits)
-            while b"\n" not in self._buffer:
-                ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-                if not ready:
-                    self.close()
-                    raise ChildTimeout(f"no answer within {limits.seconds:.0f} s", where=self.module)
-                chunk = os.read(self._process.stdout.fileno(), 1 << 20)
-                if not chunk:
-                    raise self._death()
-                self._buffer += chunk
-                if len(self._buffer) > limits.output_bytes:
-                    self.close()
-                    raise ChildCrashed(f"answered more than {limits.output_bytes} bytes", where=self.module)
+            self._write(json.dumps(message).encode() + b"\n", deadline, limits)
         except BrokenPipeError:
             raise self._death() from None
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line = self.line(limits, deadline)
         try:
             return json.loads(line)
         except ValueError:
             self.close()
             raise ChildCrashed(f"answered with something else than JSON: {line[:80]!r}", where=self.module) from None
+
+    def line(self, limits: Limits, deadline: float | None = None) -> bytes:
+        """The next line that the child says, without its end. Raises as :meth:`request`."""
+        deadline = time.monotonic() + limits.seconds if deadline is None else deadline
+        assert self._process.stdout is not None
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.close()
+                raise ChildTimeout(f"no answer within {limits.seconds:.0f} s", where=self.module)
+            chunk = os.read(self._process.stdout.fileno(), 1 << 20)
+            if not chunk:
+                raise self._death()
+            self._buffer += chunk
+            if len(self._buffer) > limits.output_bytes:
+                self.close()
+                raise ChildCrashed(f"answered more than {limits.output_bytes} bytes", where=self.module)
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
 
     def _write(self, data: bytes, deadline: float, limits: Limits) -> None:
         assert self._process.stdin is not None
@@ -119,8 +134,13 @@ class Child:
             view = view[os.write(fd, view) :]
 
     def _death(self) -> ChildCrashed | ChildMemory:
-        code = self._process.wait()
-        tail = self.stderr_tail().strip().splitlines()
+        try:
+            code = self.status = self._process.wait(_LAST_S)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return ChildCrashed("ended its output, but not itself", where=self.module)
+        self.last_words = self.stderr_tail().strip()
+        tail = self.last_words.splitlines()
         last = tail[-1][-300:] if tail else ""
         self.close()
         if code == MEMORY_EXIT or "MemoryError" in last or "bad_alloc" in last:
@@ -142,9 +162,11 @@ class Child:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Kill the child and everything in its process group; reap it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the child and everything in its process group, if that is its own; reap it."""
+        if self._own_group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # of a process that has been reaped, this does nothing
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ BUILTIN = {
     "vela": "foretell.backends.vela",
     "zigzag": "foretell.backends.zigzag",
     "tflite_micro": "foretell.backends.tflite_micro",
+    "remote": "foretell.backends.remote",
     "fake": "foretell.backends.fake",
 }
 ALIASES = {"ort": "onnxruntime"}
@@ -74,3 +75,18 @@ def resolve(name: str, precision: str = "", threads: int = 1) -> tuple[Backend, 
         f"no backend, target or device called {name!r}",
         try_="one of " + ", ".join(names()) + ", or a device such as ethos-u55-128",
     )
+
+
+def taken(name: str) -> bool:
+    """Whether ``name`` stands for something without a device of that name: a backend, a target, a known device."""
+    if name in ALIASES or name in names():
+        return True
+    for known in names():
+        named = getattr(get(known), "named", None) if known != "remote" else None
+        try:
+            if named is not None and named(name) is not None:
+                return True
+        except TargetError:
+            return True  # it would be one, but for its size or the like
+    begin = name.partition("-")[0]
+    return "-" in name and (begin in ALIASES or begin in names())

@@ -29,7 +29,7 @@ from foretell.records import Run, Target
 
 _CPU = 1  # LiteRtHwAccelerators: kLiteRtHwAcceleratorCpu
 _WRITE = 1  # LiteRtTensorBufferLockMode: kLiteRtTensorBufferLockModeWrite
-_BUILTIN, _DELEGATE = 2, 8  # event types of TensorFlow Lite's profiler: an operator, an operator inside a delegate
+BUILTIN, DELEGATE = 2, 8  # event types of TensorFlow Lite's profiler: an operator, an operator inside a delegate
 
 # What XNNPACK calls a kernel -> the operators of a file that it can be. Longest prefix first.
 _KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
@@ -61,7 +61,7 @@ _UNARY = frozenset((
     "EXP", "LOG", "SQRT", "RSQRT", "ABS", "NEG", "FLOOR", "CEIL", "ROUND", "SIN", "COS", "LEAKY_RELU",
 ))  # fmt: skip
 _CLAMPED = frozenset(["ADD", "SUB", "MUL", "DIV", "RELU", "RELU6", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
-_HEAVY = frozenset((
+HEAVY = frozenset((
     "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL",
     "MAX_POOL_2D", "AVERAGE_POOL_2D", "SOFTMAX",
 ))  # fmt: skip
@@ -269,7 +269,7 @@ class _Session:
             tag = e.tag.decode(errors="replace") if e.tag else ""
             if tag == "Invoke" or not passes:
                 passes.append([])
-            if e.type in (_BUILTIN, _DELEGATE) and "Delegate" not in tag:
+            if e.type in (BUILTIN, DELEGATE) and "Delegate" not in tag:
                 passes[-1].append((tag, int(e.type), int(e.index), e.elapsed_us * 1e-6))
         passes = [q for q in passes if q]
         alike = [q for q in passes if [x[:3] for x in q] == [x[:3] for x in passes[-1]]]
@@ -279,7 +279,8 @@ class _Session:
         return [(*x[:3], float(t)) for x, t in zip(alike[0], times, strict=True)]
 
 
-def _matches(tag: str, op: str) -> bool:
+def matches(tag: str, op: str) -> bool:
+    """Whether a kernel that XNNPACK calls ``tag`` can be the operator ``op``."""
     if tag.startswith("Clamp"):
         return op in _CLAMPED
     if tag.startswith("Invalid Unary") or tag.startswith("Unary"):
@@ -304,8 +305,8 @@ def align(ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]
     start = 0
     strange = 0.0
     pending: list[tuple[str, int, int, float]] = []
-    for e in (*events, ("", _BUILTIN, len(ops), 0.0)):
-        if e[1] == _DELEGATE:
+    for e in (*events, ("", BUILTIN, len(ops), 0.0)):
+        if e[1] == DELEGATE:
             pending.append(e)
             continue
         stop = min(e[2], len(ops))
@@ -341,7 +342,7 @@ def _align_part(
     width = 40 + abs(n - m)
     for i in range(n):
         name = ops[start + i].name
-        idle = -4.0 if name in _HEAVY else -0.5
+        idle = -4.0 if name in HEAVY else -0.5
         for j in range(max(0, i - width), min(m, i + width) + 1):
             here = float(best[i, j])
             if here == -math.inf:
@@ -350,7 +351,7 @@ def _align_part(
                 best[i + 1, j], taken[i + 1, j] = here + idle, 0
             gain = 1.0
             for k in range(1, min(m - j, _MOST) + 1):
-                fits = _matches(events[j + k - 1][0], name)
+                fits = matches(events[j + k - 1][0], name)
                 if not fits:
                     here -= _UNKNOWN_COST
                 if here + gain > best[i + 1, j + k]:
@@ -366,6 +367,6 @@ def _align_part(
             part = events[j - k : j]
             at = start + i - 1
             seconds[at] = sum(e[3] for e in part)
-            strange += sum(e[3] for e in part if not _matches(e[0], ops[at].name))
+            strange += sum(e[3] for e in part if not matches(e[0], ops[at].name))
         j -= k
     return strange if best[n, m] > -math.inf else sum(e[3] for e in events)

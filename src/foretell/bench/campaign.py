@@ -3,31 +3,37 @@
 Workers lease blocks of jobs. A block is measured pass by pass: a fresh child process measures every graph of the
 block once, then the next child all of them again, so that the processes of one graph lie apart in time and the start
 of a runtime is paid once a block. Each pass of each graph is committed when it ends.
+
+A device that goes away is no fault of the network that was running: the job is done again once the reference network
+shows that the device is back. If it stays away the campaign ends with :class:`ConnectionLost` and its jobs stay open.
+Only a network with which the device fails time and again, with the reference in between, is recorded as failed.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 from foretell import backends
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
-from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout
+from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, ConnectionLost, DeviceError
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
 from foretell.guard import Child, Limits
+from foretell.host import default_cpus, default_memory
 from foretell.records import Run, Target
 from foretell.store import Job, Store
 
 _BLOCK = 12
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 5
+_MAX_LOSSES = 3  # times that the device may fail while one network runs
+_KEPT = "what is measured is kept; the same command goes on from there"
 _REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
 
 
@@ -45,24 +51,24 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run a campaign. ``seconds`` stops leasing after that much wall-clock time; None runs to the end."""
+    """How to run a campaign. ``seconds`` stops leasing after that much wall-clock time; None runs to the end.
+
+    ``retry_s`` are the seconds to wait before each further try to reach a remote device that went away.
+    """
 
     options: RunOptions = RunOptions()
     seconds: float | None = None
     job_seconds: float = 120.0
     memory_bytes: int | None = None
     cpus: tuple[tuple[int, ...], ...] = ()  # one tuple a worker; empty: one worker a group of target.threads cores
+    retry_s: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0)
 
 
-def default_cpus(threads: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of ``threads`` cores, one a worker, on half of the cores: the other half keeps the rest of the system off.
-
-    Neighbours can disturb: a build with two workers on a shared 2-core machine, with other work running, was noisier.
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    cores.reverse()  # the first cores serve interrupts
-    count = max(1, len(cores) // (2 * threads))
-    return tuple(tuple(cores[i * threads : (i + 1) * threads]) for i in range(count))
+def worker_cpus(target: Target) -> tuple[tuple[int, ...], ...]:
+    """The cores of each worker. A remote device measures one thing at a time, and needs no core of this machine."""
+    if getattr(backends.get(target.backend), "remote", False):
+        return ((),)
+    return default_cpus(target.threads)
 
 
 @lru_cache(maxsize=1)
@@ -74,11 +80,6 @@ def reference_model() -> bytes:
     x = b.reshape(b.transpose(b.add(x, x), 0, 2, 3, 1), 3136, 128)
     b.output(b.op("Softmax", [b.linear(b.linear(x, 256, act="relu"), 64)], axis=-1))
     return write_onnx(b.graph())
-
-
-def default_memory() -> int:
-    """Address space that one child may take: three quarters of the machine's memory."""
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.75)
 
 
 def run_campaign(
@@ -93,7 +94,7 @@ def run_campaign(
     An interrupt (Ctrl-C) gives the leases back and ends the children. Call again to go on.
     """
     settings = settings or Settings()
-    groups = settings.cpus or default_cpus(target.threads)
+    groups = settings.cpus or worker_cpus(target)
     state = _State(store, campaign, target, settings, report)
     # Events, not Thread.join: an interrupt inside a join makes Python 3.11 believe that the thread has ended.
     ended = [threading.Event() for _ in groups]
@@ -127,7 +128,9 @@ class _State:
     ) -> None:
         self.store, self.campaign, self.target = store, campaign, target
         self.settings, self.report = settings, report
-        self.estimate = backends.get(target.backend).estimate
+        backend = backends.get(target.backend)
+        self.estimate = backend.estimate
+        self.remote = getattr(backend, "remote", False)
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self._lock = threading.Lock()
@@ -209,19 +212,16 @@ class _State:
     ) -> None:
         child: Child | None = None
         reference = 0.0
-        memory = self.settings.memory_bytes or default_memory()
         limits = Limits(seconds=self.settings.job_seconds)
+        losses = 0
+        todo = list(jobs)
         try:
-            for job in jobs:
-                if self.stop.is_set():
-                    return
+            while todo and not self.stop.is_set():
+                job = todo[0]
                 if child is None:
-                    child = Child("foretell.bench.child", memory_bytes=memory, cpus=cpus)
-                    with self._lock:
-                        self._children.add(child)
+                    child, reference = self._start_child(cpus, limits)
                     if self.stop.is_set():  # kill() may have run while this child was starting
                         return
-                    reference = self._reference(child, limits)
                 message = self._message(job.model, job.name, self.settings.options)
                 self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S, begin=job.graph)
                 start = time.monotonic()
@@ -229,12 +229,21 @@ class _State:
                 error = ""
                 try:
                     answer = child.request(message, limits)
+                    _raise_device_error(answer)
                     if "error" in answer:
                         error = str(answer["error"])
                     else:
                         run = Run.from_dict(answer["run"])
                         extra = {"started": time.time(), "reference_s": reference}
                         run = replace(run, environment={**run.environment, **extra})
+                except DeviceError as e:
+                    # If it is the device's, the reference network of the next child will meet the error, too.
+                    self._drop(child)
+                    child = None
+                    losses += 1
+                    if losses < _MAX_LOSSES:
+                        continue
+                    error = f"the device failed {losses} times with this network, and with no other: {e.what}"
                 except (ChildCrashed, ChildMemory, ChildTimeout) as e:
                     error = e.what
                     self._drop(child)
@@ -244,18 +253,48 @@ class _State:
                 seconds = time.monotonic() - start
                 self.store.add_run(job.graph, self.target.name, protocol.PROTOCOL, process, run, error, seconds)
                 runs[job.graph][process] = (run, error, seconds)
+                todo.pop(0)
+                losses = 0
         finally:
             if child is not None:
                 self._drop(child)
 
+    def _start_child(self, cpus: tuple[int, ...], limits: Limits) -> tuple[Child, float]:
+        """A fresh child and its reference figure; waits for a remote device that is away.
+
+        Raises:
+            ConnectionLost: it did not come back.
+            DeviceError: it cannot be used.
+        """
+        waits = iter(self.settings.retry_s)
+        while True:
+            child = Child(
+                "foretell.bench.child", memory_bytes=self.settings.memory_bytes or default_memory(), cpus=cpus
+            )
+            with self._lock:
+                self._children.add(child)
+            try:
+                return child, 0.0 if self.stop.is_set() else self._reference(child, limits)
+            except DeviceError as e:
+                self._drop(child)
+                wait = next(waits, None)
+                if not isinstance(e, ConnectionLost) or wait is None or self.stop.wait(wait):
+                    raise type(e)(f"{e.what}; {_KEPT}") from None
+
     def _reference(self, child: Child, limits: Limits) -> float:
-        """The figure of the reference network in this child, 0 if the backend cannot run it. Estimates do not drift."""
+        """The figure of the reference network in this child, 0 if the backend cannot run it. Estimates do not drift.
+
+        Raises DeviceError if it is the device that cannot.
+        """
         if self.estimate:
             return 0.0
         try:
             answer = child.request(self._message(reference_model(), "reference", _REFERENCE), limits)
+            _raise_device_error(answer)
             return 0.0 if "error" in answer else protocol.process_latency_s(Run.from_dict(answer["run"]))
-        except (ChildCrashed, ChildMemory, ChildTimeout):
+        except (ChildCrashed, ChildMemory, ChildTimeout) as e:
+            if self.remote:
+                raise ConnectionLost(f"the reference network got no answer ({e.what})") from None
             return 0.0
 
     def _message(self, model: bytes, name: str, options: RunOptions) -> dict[str, object]:
@@ -284,3 +323,10 @@ class _State:
             if self.settings.seconds is not None and left is not None:
                 left = max(0.0, min(left, self.settings.seconds - elapsed))
             self.report(Progress(done, failed, total, elapsed, left, name))
+
+
+def _raise_device_error(answer: Mapping[str, object]) -> None:
+    """Raise the child's DeviceError again, if its answer is one."""
+    if "device" in answer:
+        kind = ConnectionLost if answer["device"] == "lost" else DeviceError
+        raise kind(str(answer["error"]))

@@ -163,7 +163,8 @@ class Predictor:
         if not real.any():
             real[:] = True
         best = np.inf
-        for blend in _BLENDS:
+        # A closed form is not mixed with models that know less.
+        for blend in _BLENDS if own.prior is None else _BLENDS[:1]:
             mixed = _blend([held[name] for name in _BLENDED], blend)
             features, total = self._network_inputs(own, lowered, mixed, len(rows))
             error = self._network_error(features[real], total[real], measured[real])
@@ -276,8 +277,10 @@ class Predictor:
             return lowered
         priced = form.price(graph, lowered)
         prior = priced.seconds if not self.of_energy else priced.joules
-        return lowered if prior is None else replace(
-            lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features
+        return (
+            lowered
+            if prior is None
+            else replace(lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features)
         )
 
     def as_run(self, graph: Graph) -> Graph:

@@ -149,19 +149,24 @@ def zoo(graphs: Sequence[Graph]) -> Shown:
 
 
 def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
-    """Installed predictors, from their cards."""
+    """Installed predictors, from their cards, and devices without one."""
     rows, data = [], []
     for t in found:
         card: Mapping[str, Any] = t.get("card", {})
         latency, memory = card.get("latency") or {}, card.get("peak_memory") or {}
         rows.append((
-            t["name"], card.get("runtime", "-") if "error" not in t else "corrupt",
+            t["name"], "corrupt" if "error" in t else "not built" if "device" in t else card.get("runtime", "-"),
             f"{latency['mape']:.1f} %" if latency else "-", f"{card.get('noise_floor_percent') or 0:.1f} %" if card else "-",
             f"{memory['mape']:.1f} %" if memory else "-", str(card.get("train_measurements", "-")),
             str(card.get("device_minutes", "-")), card.get("created", "-"), card.get("cpu", "-"),
         ))  # fmt: skip
         data.append({**t, "target": asdict(t["target"])} if "target" in t else dict(t))
     notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
+    notes += tuple(
+        f"{t['name']}: {t['device']['address']} over {t['device']['transport']}; foretell build --target {t['name']}"
+        for t in found
+        if "device" in t
+    )
     if not found:
         notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
     titles = (

@@ -230,26 +230,9 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     ifm, ofm = _hwc(x), _hwc(y)
     category = kind.op.category
     if category == "conv" and len(x) == 4:
-        w = ins[1].shape
-        group = int(view.attr("group", 1) or 1)
-        shape = (w[2], w[3])
-        stride, dilation = tuple(view.attr("strides") or (1, 1)), tuple(view.attr("dilations") or (1, 1))
-        # Twofold dilation is free; what is beyond becomes a larger kernel with zeros in it.
-        native = tuple(2 if d % 2 == 0 else 1 for d in dilation)
-        shape = tuple((k - 1) * (d // n) + 1 for k, d, n in zip(shape, dilation, native, strict=True))
-        dilation = native
-        if group > 1 and group == x[1]:
-            return [Layer("depthwise", ifm, ofm, shape, stride, dilation, lut=lut, relu=relu)]
-        part = ((ifm[0], ifm[1], ifm[2] // group), (ofm[0], ofm[1], ofm[2] // group))
-        if max(stride) > _MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
-            one = ((shape[0], shape[1], part[0][2]), (1, 1, part[1][2]))
-            return [Layer("conv", *one, shape, lut=lut, relu=relu, times=group * ofm[0] * ofm[1])]
-        wide = Layer("conv", *part, shape, stride, dilation, lut=lut, relu=relu, times=group)
-        return [wide] if group == 1 else [wide, Layer("copy", ofm, ofm)]  # groups are joined by a copy
+        return _convolution(kind, ifm, ofm, relu, lut)
     if category == "conv_transpose" and len(x) == 4:
-        w = ins[1].shape
-        wide = (ofm[0], ofm[1], ifm[2])
-        return [Layer("conv", wide, ofm, (w[2], w[3]), lut=lut, relu=relu)]
+        return [Layer("conv", (ofm[0], ofm[1], ifm[2]), ofm, ins[1].shape[2:4], lut=lut, relu=relu)]  # type: ignore[arg-type]
     if kind.macs:
         rows = math.prod(y[:-1])
         if len(ins) > 1 and not ins[1].const:
@@ -272,11 +255,11 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     if kind.op_type in _SORTS:
         return _elementwise(kind, relu, lut)
     if kind.op_type == "BatchNormalization":
-        one = (1, 1, ifm[2])
-        return [Layer("elementwise", ifm, ofm, sort=s, operand=one, constant=True) for s in ("product", "sum")]
+        own = (1, 1, ifm[2])
+        return [Layer("elementwise", ifm, ofm, sort=s, operand=own, constant=True) for s in ("product", "sum")]
     if category == "softmax":
-        wide = [Layer("elementwise", ifm, ifm, sort="wide", operand=ifm) for _ in range(3)]
-        return [Layer("pool", ifm, ifm), *wide, *[Layer("elementwise", ifm, ifm, sort="product") for _ in range(3)]]
+        steps = [Layer("elementwise", ifm, ifm, sort="wide", operand=ifm) for _ in range(3)]
+        return [Layer("pool", ifm, ifm), *steps, *[Layer("elementwise", ifm, ifm, sort="product") for _ in range(3)]]
     if category == "view":
         return []
     if category == "resize":
@@ -286,6 +269,28 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     # Activations by themselves, copies, concatenations, slices: every element goes through once.
     big = max((ifm, ofm), key=math.prod)
     return [Layer("copy", big, big, lut=kind.op_type in _TABLES)]
+
+
+def _convolution(kind: NodeKind, ifm: Size, ofm: Size, relu: bool, lut: bool) -> list[Layer]:
+    view = kind.view
+    assert view.ins[0] is not None and view.ins[1] is not None
+    kh, kw = view.ins[1].shape[2:4]
+    group = int(view.attr("group", 1) or 1)
+    sh, sw = view.attr("strides") or (1, 1)
+    dh, dw = view.attr("dilations") or (1, 1)
+    # Twofold dilation is free; what is beyond becomes a larger kernel with zeros in it.
+    nh, nw = 2 - dh % 2, 2 - dw % 2
+    taps = ((kh - 1) * (dh // nh) + 1, (kw - 1) * (dw // nw) + 1)
+    if group > 1 and group == view.ins[0].shape[1]:
+        return [Layer("depthwise", ifm, ofm, taps, (sh, sw), (nh, nw), lut=lut, relu=relu)]
+    c, k = ifm[2] // group, ofm[2] // group
+    if max(sh, sw) > _MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
+        times = group * ofm[0] * ofm[1]
+        return [Layer("conv", (taps[0], taps[1], c), (1, 1, k), taps, lut=lut, relu=relu, times=times)]
+    part = Layer(
+        "conv", (ifm[0], ifm[1], c), (ofm[0], ofm[1], k), taps, (sh, sw), (nh, nw), lut=lut, relu=relu, times=group
+    )
+    return [part] if group == 1 else [part, Layer("copy", ofm, ofm)]  # groups are joined by a copy
 
 
 def _mean(ifm: Size, ofm: Size, kernel: tuple[int, int], batch: int) -> list[Layer]:
@@ -480,7 +485,9 @@ def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> fl
     for a in _parts(layer.kernel[0]):
         for b in _parts(layer.kernel[1]):
             e = a * b
-            steps = 1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
+            steps = (
+                1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
+            )
             if layer.what in ("pool", "copy"):
                 cycles = (1 if npu.macs == 32 else 4) * max(4, e) * nxy * nz
             elif layer.what == "depthwise":

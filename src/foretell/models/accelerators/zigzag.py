@@ -57,8 +57,8 @@ class ZigZag:
 
     name = "zigzag/1"
 
-    def __init__(self, hardware: Hardware) -> None:
-        self.hardware = hardware
+    def __init__(self, device: str, hardware: Hardware) -> None:
+        self.device, self.hardware = device, hardware
 
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         rows = np.array([self._of(graph, kernel.nodes) for kernel in lowered.kernels]).reshape(-1, 2 + WIDTH)
@@ -68,9 +68,9 @@ class ZigZag:
         if not nodes:
             return _nothing()
         kind = max((graph.kinds[n] for n in nodes), key=lambda k: k.macs)
-        known: Array | None = kind.memo.get(self.hardware)
+        known: Array | None = kind.memo.get(self.device)
         if known is None:
-            known = kind.memo[self.hardware] = self._layer(kind)
+            known = kind.memo[self.device] = self._layer(kind)
         return known
 
     def _layer(self, kind: NodeKind) -> Array:
@@ -103,9 +103,7 @@ class ZigZag:
         )  # fmt: skip
         return np.array([total / CLOCK_HZ, joules, *features])
 
-    def _energy(
-        self, loops: dict[str, int], steps: dict[str, int], cycles: int, w: float, i: float, o: float
-    ) -> float:
+    def _energy(self, loops: dict[str, int], steps: dict[str, int], cycles: int, w: float, i: float, o: float) -> float:
         """pJ: the cheapest of the orders in which the sums can be kept in the accumulators."""
         hw = self.hardware
         k, c = loops["K"] / steps["K"], loops["C"] / steps["C"]
@@ -200,4 +198,4 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
 def closed_form(device: str) -> ZigZag | None:
     """The closed form of ``zigzag-NAME``, None for an accelerator that is not described here."""
     hardware = HARDWARE.get(device.removeprefix("zigzag-"))
-    return ZigZag(hardware) if hardware is not None else None
+    return ZigZag(device, hardware) if hardware is not None else None
