@@ -24,6 +24,7 @@ from foretell.formats.tflite_nodes import FUSES, HANDLERS, LAYOUT_FREE, NHWC, SC
 from foretell.formats.tflite_pack import Operator, Stored, Written, pack
 from foretell.formats.tflite_schema import SAME, VALID
 from foretell.graph.ir import FLOATS, Graph, Node, Shape
+from foretell.graph.padding import same_padding
 from foretell.graph.precision import is_quantised
 
 Array = np.ndarray[Any, Any]
@@ -295,12 +296,7 @@ class Writer:
         if not any(pads):
             return x, VALID
         n, h, w, c = self.tensors[x].shape
-        same = True
-        for d, size in enumerate((h, w)):
-            total = max((out[d] - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1 - size, 0)
-            same &= out[d] == -(-size // stride[d])
-            same &= pads[d] == total // 2 and pads[d + 2] == total - total // 2
-        if same:
+        if same_padding(pads, kernel, stride, dilation, (h, w), out):
             return x, SAME
         top, left, bottom, right = pads
         wide = self.temporary((n, h + top + bottom, w + left + right, c))

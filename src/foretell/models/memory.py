@@ -9,7 +9,8 @@ which take a scratch buffer as large as their output, is learned from measured p
   as large as asked, as TensorFlow's and ONNX Runtime's BFC arenas do. The first inference allocates buffer by buffer;
   later ones take one block laid out by offsets.
 
-The one that explains the measurements better is kept, with the median ratio that it leaves.
+The one that explains the measurements better is kept, with the median ratio that it leaves; or, where all buffers are
+laid out before the first run, the planner of :mod:`foretell.models.planned`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph
 from foretell.models.features import Kernel, KernelKind, Lowered
+from foretell.models.planned import PlannedMemory
 from foretell.models.table import lower_measured
 from foretell.records import Measurement
 
@@ -337,7 +339,7 @@ class MemoryModel:
     held_ratio_: list[float] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> MemoryModel | None:
+    def fit(cls, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> MemoryModel | PlannedMemory | None:
         """Learn from measurements that have a peak and kernels; None if there are fewer than eight."""
         used = [(m, g) for m, g in zip(rows, graphs, strict=True) if m.peak_memory_bytes and m.kernels][:_MOST_ROWS]
         if len(used) < 8:
@@ -347,9 +349,10 @@ class MemoryModel:
             [lower_measured(g, m) for m, g in used],
             np.array([m.peak_memory_bytes for m, _ in used], float),
         )
-        best = min((fit.allocator(name) for name in _PEAKS), key=lambda found: found[0])
-        _, model = best
-        return model
+        error, model = min((fit.allocator(name) for name in _PEAKS), key=lambda found: found[0])
+        planned = PlannedMemory.fit(fit.graphs, fit.lowered, fit.peak)
+        better = float(np.mean(np.abs(planned.held_ratio_))) < error
+        return planned if better else model
 
     def predict(self, graph: Graph, lowered: Lowered) -> float:
         """Peak bytes of one inference of ``graph`` as mapped in ``lowered``."""
@@ -368,8 +371,10 @@ class MemoryModel:
         }
 
     @classmethod
-    def restore(cls, data: Mapping[str, Any]) -> MemoryModel:
+    def restore(cls, data: Mapping[str, Any]) -> MemoryModel | PlannedMemory:
         """Inverse of :meth:`state`. Raises PredictorError on malformed or impossible values."""
+        if isinstance(data, Mapping) and data.get("allocator") == "planned":
+            return PlannedMemory.restore(data)
         try:
             habits = Habits(*(frozenset(str(g) for g in data[name]) for name in ("scratch", "flipped")))
             packed = {str(g): float(v) for g, v in data["packed"].items()}

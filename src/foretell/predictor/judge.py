@@ -34,7 +34,8 @@ def judge(
 
     ``predictor`` must have been fitted on ``train`` alone, with no calibration on ``test``.
     """
-    rows = [m for m in test if m.verdict == "ok" and m.latency_s]
+    timed = bool(predictor.layers_)
+    rows = [m for m in test if m.verdict == "ok" and (m.latency_s if timed else m.peak_memory_bytes)]
     if len(rows) < 3:
         return []
     kept = [graphs[m.graph] for m in rows]
@@ -49,13 +50,16 @@ def judge(
         if "cnn" in parts:
             parts["cnn"] &= ~is_space
     fold = folds(families, min(fold_count, len(set(families))))
-    measured = np.array([m.latency_s for m in rows], float)
+    measured = np.array([m.latency_s or np.nan for m in rows], float)
     out: list[dict[str, Any]] = []
 
     def add(
         metric: str, estimator: str, predicted: Array, truth: Array, bounds: list[tuple[float, float]] | None
     ) -> None:
-        for part, at in parts.items():
+        for part, here in parts.items():
+            at = here & np.isfinite(truth)
+            if at.sum() < 3:
+                continue
             picked = [b for b, a in zip(bounds, at, strict=True) if a] if bounds is not None else None
             out.append(
                 {
@@ -66,7 +70,7 @@ def judge(
                 }
             )
 
-    for method in METHODS:
+    for method in METHODS if timed else ():
         predictions = predictor.predict_many(kept, method)
         values = np.array([p.latency_s.value for p in predictions if p.latency_s is not None])
         bounds = None
@@ -75,13 +79,19 @@ def judge(
             bounds = cross_intervals(values, measured, np.array(scales), fold)
         add("latency_s", method, values, measured, bounds)
     usable = [m for m in train if m.verdict == "ok" and m.latency_s]
-    rate = np.median([m.latency_s / max(cost(graphs[m.graph]).total_macs, 1) for m in usable if m.latency_s])
-    add("latency_s", "flops", float(rate) * np.array([cost(g).total_macs for g in kept]), measured, None)
+    if timed and usable:
+        rate = np.median([m.latency_s / max(cost(graphs[m.graph]).total_macs, 1) for m in usable if m.latency_s])
+        add("latency_s", "flops", float(rate) * np.array([cost(g).total_macs for g in kept]), measured, None)
     peaks = np.array([m.peak_memory_bytes or np.nan for m in rows], float)
     predictions = predictor.predict_many(kept)
-    if np.isfinite(peaks).all() and all(p.peak_memory_bytes is not None for p in predictions):
+    told = np.flatnonzero(np.isfinite(peaks))
+    if told.size >= 3 and all(p.peak_memory_bytes is not None for p in predictions):
         values = np.array([p.peak_memory_bytes.value for p in predictions if p.peak_memory_bytes is not None])
-        add("peak_memory_bytes", "default", values, peaks, cross_intervals(values, peaks, np.ones(len(rows)), fold))
+        widths = [(0.0, 0.0)] * len(rows)
+        found = cross_intervals(values[told], peaks[told], np.ones(told.size), fold[told])
+        for i, bounds_of in zip(told.tolist(), found, strict=True):
+            widths[i] = bounds_of
+        add("peak_memory_bytes", "default", values, peaks, widths)
     if predictor.energy_ is not None and all(m.energy_j for m in rows):
         paid = [as_energy(m) for m in rows]
         given = [as_energy(m) for m in train if m.verdict == "ok" and m.energy_j]

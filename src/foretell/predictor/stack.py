@@ -27,6 +27,7 @@ from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
+from foretell.models.planned import PlannedMemory
 from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
@@ -60,7 +61,7 @@ class Predictor:
     layers_: dict[str, LayerModel] = field(default_factory=dict)
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
-    memory_: MemoryModel | None = None
+    memory_: MemoryModel | PlannedMemory | None = None
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
@@ -91,6 +92,9 @@ class Predictor:
         """
         tell = report or (lambda what, share: None)
         rows = [m for m in measurements if m.verdict == "ok" and m.kernels and m.latency_s]
+        timed = bool(rows)
+        if not timed:  # a tool that tells memory alone
+            rows = [m for m in measurements if m.verdict == "ok" and m.kernels and m.peak_memory_bytes]
         if len(rows) < _MIN_NETWORKS:
             problems = Counter(m.error.partition(" %")[0] for m in measurements if m.verdict != "ok")
             common = f"; most often: {problems.most_common(1)[0][0]}" if problems else ""
@@ -105,15 +109,18 @@ class Predictor:
         self.mapping_ = MappingModel.fit([(g, m.kernels, m.eliminated) for g, m in zip(kept, rows, strict=True)])
         tell("features", 0.15)
         table = stack([self._priced(g, lower_measured(g, m)) for g, m in zip(kept, rows, strict=True)])
-        seconds = np.concatenate([anchored_s(m) for m in rows])
-        self._fit_domain(table)
-        tell("layer models", 0.25)
-        self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
-        self._fit_network(rows, kept, table, seconds, tell)
+        if timed:
+            seconds = np.concatenate([anchored_s(m) for m in rows])
+            self._fit_domain(table)
+            tell("layer models", 0.25)
+            self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
+            self._fit_network(rows, kept, table, seconds, tell)
         tell("memory", 0.9)
         self.memory_ = MemoryModel.fit(rows, kept)
         if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
             self.memory_ = None  # neither allocator explains the peaks: no figure rather than a wrong one
+        if self.memory_ is None and not timed:
+            raise FitError("no allocator explains the memory that was measured, and nothing else was")
         if self.memory_ is not None:
             ratios = self.memory_.held_ratio_
             self.conformal_["peak_memory_bytes"] = Conformal.fit(ratios, np.ones(len(ratios)))
@@ -242,14 +249,16 @@ class Predictor:
 
     def calibrate(self, measurements: Sequence[Measurement], graphs: Mapping[str, Graph]) -> Self:
         """Set the width of the intervals on networks that the models have not seen; returns self."""
-        real = [m for m in measurements if m.verdict == "ok" and m.latency_s]
+        real = [m for m in measurements if m.verdict == "ok" and (m.latency_s if self.layers_ else m.peak_memory_bytes)]
         kept = [self.as_run(graphs[m.graph]) for m in real]
-        out = self._estimate(kept, "default")
-        ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
-        self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
+        lowered = [self.lower(g) for g in kept]
+        if self.layers_:
+            out = self._estimate(kept, "default")
+            ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
+            self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
         if self.memory_ is not None:
             pairs = [
-                (m.peak_memory_bytes, self.memory_.predict(kept[i], out.lowered[i]))
+                (m.peak_memory_bytes, self.memory_.predict(kept[i], lowered[i]))
                 for i, m in enumerate(real)
                 if m.peak_memory_bytes
             ]
@@ -316,6 +325,8 @@ class Predictor:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
         if not graphs:
             return np.zeros(0)
+        if not self.layers_:
+            raise UsageError(f"{self.target.name} has no latency", try_="predict, for its memory")
         with held():
             return self._estimate([self.as_run(g) for g in graphs], method).latency_s
 
@@ -328,8 +339,18 @@ class Predictor:
         with held():
             return self._predict_many(graphs, method) if graphs else []
 
+    def _only_memory(self, graph: Graph) -> Prediction:
+        """The prediction of a target whose tool tells no times."""
+        lowered = self.lower(graph)
+        return Prediction(
+            graph.name, self.target.name, None, None, self._memory(graph, lowered), 1.0, lowered.total_macs,
+            graph.parameters, (), tuple(graph.warnings),
+        )  # fmt: skip
+
     def _predict_many(self, graphs: Sequence[Graph], method: str) -> list[Prediction]:
         graphs = [self.as_run(g) for g in graphs]
+        if not self.layers_:
+            return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self.layers_["refined_roofline"].bound(e.table)  # type: ignore[attr-defined]
         fitted = self._fitted(e.table)
