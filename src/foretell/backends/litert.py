@@ -324,6 +324,9 @@ def align(ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]
     return seconds
 
 
+_MULTIPLIES = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"))
+_PRODUCTS = ("Convolution", "Deconvolution", "Fully Connected")
+_STRAY_COST = 3.0
 _UNKNOWN_COST = 6.0  # of giving an operator a kernel that does not fit it
 _MOST = 64  # kernels of one operator
 
@@ -350,12 +353,15 @@ def _align_part(
             if here + idle > best[i + 1, j]:
                 best[i + 1, j], taken[i + 1, j] = here + idle, 0
             gain = 1.0
+            products = 0  # an operator that multiplies has one kernel that does; the others reshape and copy for it
             for k in range(1, min(m - j, _MOST) + 1):
+                products += events[j + k - 1][0].startswith(_PRODUCTS)
                 fits = matches(events[j + k - 1][0], name)
                 if not fits:
                     here -= _UNKNOWN_COST
-                if here + gain > best[i + 1, j + k]:
-                    best[i + 1, j + k], taken[i + 1, j + k] = here + gain, k
+                worth = here + gain - (_STRAY_COST * abs(products - 1) if name in _MULTIPLIES else 0.0)
+                if worth > best[i + 1, j + k]:
+                    best[i + 1, j + k], taken[i + 1, j + k] = worth, k
                 if not fits and k > 2:
                     break
                 gain -= 0.2
