@@ -177,11 +177,7 @@ def fit_and_judge(
     floor = protocol.noise_floor(real)
     pair = protocol.pair_noise(real or train)
     example = next((m for m in (*train, *test) if m.environment), None)
-    main = next(
-        (r["score"] for r in rows if r["estimator"] == "default" and r["metric"] == "latency_s" and r["part"] == "all"),
-        None,
-    )
-    memory = next((r["score"] for r in rows if r["metric"] == "peak_memory_bytes" and r["part"] == "all"), None)
+    main, memory = (_shown(rows, metric) for metric in ("latency_s", "peak_memory_bytes"))
     predictor.card.update(
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         foretell=__version__,
@@ -196,6 +192,12 @@ def fit_and_judge(
         noise_floor_percent=round((floor if floor is not None else (pair or 0.0) / 3**0.5) * 100, 2),
     )
     return Built(predictor, rows, predictor.card["noise_floor_percent"], time.monotonic() - start)
+
+
+def _shown(rows: Sequence[dict[str, Any]], metric: str) -> Any:
+    """The score of a predictor's card: on real networks, where those of search spaces were judged, too."""
+    scores = {r["part"]: r["score"] for r in rows if r["estimator"] == "default" and r["metric"] == metric}
+    return scores.get("real", scores.get("all"))
 
 
 def worse_than_refined(rows: Sequence[dict[str, Any]]) -> bool:
