@@ -61,7 +61,6 @@ def _graph(seed: int):
 
 
 def test_a_planted_planner_is_found_again(tmp_path) -> None:
-    pytest.importorskip("scipy")
     made = [_graph(s) for s in range(60)]
     truth = PlannedMemory(Rules(("conv", "pool"), True, False, True), True, terms_={"one": 3000.0, "channels": 8.0})
     peaks = np.array([truth.predict(g, low) for g, low in made])

@@ -13,13 +13,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.errors import MissingExtraError, PredictorError
+from foretell.errors import PredictorError
 from foretell.graph.ir import Graph, Tensor
 from foretell.graph.padding import explicit_padding
 from foretell.models.features import Lowered
@@ -27,6 +27,9 @@ from foretell.models.features import Lowered
 Array = np.ndarray[Any, Any]
 _ALIGN = 16
 _REWEIGHT = 8
+# Bytes that one thing of a kind can keep at most: more is a buffer, which a term must not stand for.
+_MOST = {"kernels": 4096.0, "channels": 64.0, "constants": 1024.0, "indirection": 1.25}
+_SWEEPS, _QUICK = 200, 25
 _EXACT = 1e-3  # relative errors below this count alike
 _WORTH = 0.97  # a rule that is not the simplest must explain the peaks better by this factor
 
@@ -200,7 +203,7 @@ def _indirection(node: Any) -> tuple[int, str]:
         return 0, "indirection"
     if node.op.category == "pool":
         taps = math.prod(view.attr("kernel_shape") or (1,))
-        return 8 * y.shape[2] * y.shape[3] * taps, "indirection:pool"
+        return 8 * y.shape[2] * y.shape[3] * taps, f"indirection:{node.op_type}"
     w = view.ins[1]
     if w is None or len(w.shape) != 4:
         return 0, "indirection"
@@ -223,38 +226,37 @@ class PlannedMemory:
 
     @classmethod
     def fit(cls, graphs: Sequence[Graph], lowered: Sequence[Lowered], peaks: Array) -> PlannedMemory:
-        """Learn from networks with their measured peaks, bytes, (networks,).
-
-        Raises:
-            MissingExtraError: scipy is not installed.
-        """
+        """Learn from networks with their measured peaks, bytes, (networks,)."""
         terms = [terms_of(g, low) for g, low in zip(graphs, lowered, strict=True)]
         count = Counter(name for t in terms for name in t)
         names = sorted(name for name, c in count.items() if c >= 3)
         table = np.array([[t[name] for name in names] for t in terms], float)
-        best: tuple[float, PlannedMemory] | None = None
+        most = np.array([_MOST.get(name.partition(":")[0], np.inf) for name in names])
         pads = ((), ("pool",), ("conv", "pool"))
         limits = [math.inf]
         if float(np.mean(peaks >= 0.95 * peaks.max())) > 0.05:  # many near the greatest figure: that is all there is
             limits.append(float(peaks.max()))
-        every = itertools.product(pads, (False, True), (False, True), (True, False), (1, 16), limits)
-        for chosen, in_place, views, edges, brick, limit in every:
-            rules = Rules(chosen, in_place, views, edges, brick)
+
+        def plans(rules: Rules, limit: float, peak: Callable[[Sequence[Buffer]], int]) -> Array:
             parts = [buffers(g, low, rules) for g, low in zip(graphs, lowered, strict=True)]
-            plan = np.minimum(np.array([live_peak([*a, *b]) for a, b in parts], float), limit)
-            error, values, left = _explain(plan, table, peaks)
-            if best is None or error < best[0] * _WORTH:
-                found = {name: float(v) for name, v in zip(names, values, strict=True) if v > 0}
-                best = error, cls(rules, False, limit, found, left)
-        assert best is not None
-        error, model = best
-        parts = [buffers(g, low, model.rules) for g, low in zip(graphs, lowered, strict=True)]
-        plan = np.minimum(np.array([greedy_peak([*a, *b]) for a, b in parts], float), model.limit)
-        again, values, left = _explain(plan, table, peaks)
-        if again <= error:
-            found = {name: float(v) for name, v in zip(names, values, strict=True) if v > 0}
-            model = cls(model.rules, True, model.limit, found, left)
-        return model
+            out: Array = np.minimum(np.array([peak([*a, *b]) for a, b in parts], float), limit)
+            return out
+
+        chosen, least = (Rules(), math.inf), math.inf
+        every = itertools.product(pads, (False, True), (False, True), (True, False), (1, 16), limits)
+        for padded, in_place, views, edges, brick, limit in every:
+            rules = Rules(padded, in_place, views, edges, brick)
+            error, _, _ = _explain(plans(rules, limit, live_peak), table, peaks, most, _QUICK)
+            if error < least * _WORTH:
+                chosen, least = (rules, limit), error
+        found = []
+        for greedy in (True, False):
+            plan = plans(*chosen, greedy_peak if greedy else live_peak)
+            error, values, left = _explain(plan, table, peaks, most, _SWEEPS)
+            found.append((error, greedy, values, left))
+        _, greedy, values, left = min(found, key=lambda f: f[0])
+        kept = {name: float(v) for name, v in zip(names, values, strict=True) if v > 0}
+        return cls(chosen[0], greedy, chosen[1], kept, left)
 
     def predict(self, graph: Graph, lowered: Lowered) -> float:
         """Peak bytes of one inference."""
@@ -287,34 +289,44 @@ class PlannedMemory:
         return cls(rules, bool(data.get("greedy")), limit, terms)
 
 
-def _explain(plan: Array, table: Array, peaks: Array) -> tuple[float, Array, list[float]]:
+def _explain(plan: Array, table: Array, peaks: Array, most: Array, sweeps: int) -> tuple[float, Array, list[float]]:
     """(mean relative error held out, coefficients, log ratios) of the terms for what a plan leaves."""
     left = np.zeros(len(peaks))
     fold = np.arange(len(peaks)) % 4
     for k in range(4):
-        values = _non_negative(table[fold != k], (peaks - plan)[fold != k], peaks[fold != k])
+        values = _bounded(table[fold != k], (peaks - plan)[fold != k], peaks[fold != k], most, sweeps)
         at = fold == k
         left[at] = np.log(peaks[at] / np.maximum(plan[at] + table[at] @ values, 1.0))
     error = float(np.minimum(np.abs(left), 0.3).mean())
-    return error, _non_negative(table, peaks - plan, peaks), left.tolist()
+    return error, _bounded(table, peaks - plan, peaks, most, sweeps), left.tolist()
 
 
-def _non_negative(table: Array, wanted: Array, peaks: Array) -> Array:
-    """Coefficients that are not negative, with the least absolute error relative to ``peaks``.
+def _bounded(table: Array, wanted: Array, peaks: Array, most: Array, sweeps: int) -> Array:
+    """Coefficients from 0 to ``most`` with the least absolute error relative to ``peaks``.
 
     Absolute, because a plan is exact for most networks and far off for those with a kernel that hides several
-    operators: these must not bend the rest. By reweighted least squares.
+    operators: these must not bend the rest. By reweighted least squares, each solved one coefficient after the other.
     """
-    try:
-        from scipy.optimize import nnls
-    except ImportError:
-        raise MissingExtraError("scipy", "train") from None
     scale = np.maximum(np.abs(table).max(axis=0), 1e-9)
-    x, y = table / scale / peaks[:, None], wanted / peaks
+    x, y, limit = table / scale / peaks[:, None], wanted / peaks, most * scale
     weight = np.ones(len(y))
-    values: Array = np.zeros(table.shape[1])
+    values = np.zeros(table.shape[1])
     for _ in range(_REWEIGHT):
-        values = nnls(x * weight[:, None], y * weight, maxiter=100 * table.shape[1])[0]
-        weight = 1.0 / np.sqrt(np.maximum(np.abs(y - x @ values), _EXACT))
+        gram = x.T @ (x * weight[:, None])
+        slope = x.T @ (y * weight) - gram @ values
+        for _ in range(sweeps):
+            moved = 0.0
+            for j in range(len(values)):
+                if gram[j, j] <= 0:
+                    continue
+                new = min(max(values[j] + slope[j] / gram[j, j], 0.0), limit[j])
+                step = new - values[j]
+                if step:
+                    values[j] = new
+                    slope -= step * gram[j]
+                    moved = max(moved, abs(step) * math.sqrt(gram[j, j]))
+            if moved < 1e-6:
+                break
+        weight = 1.0 / np.maximum(np.abs(y - x @ values), _EXACT)
     out: Array = values / scale
     return out
