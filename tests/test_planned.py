@@ -100,3 +100,40 @@ def test_impossible_states_are_refused(change: dict) -> None:
     state = PlannedMemory(terms_={"one": 1.0}).state()
     with pytest.raises(PredictorError):
         PlannedMemory.restore({**state, **change})
+
+
+def test_a_predictor_of_memory_alone(tmp_path) -> None:
+    """A tool without a clock: no latency, None everywhere, and it saves, loads and judges."""
+    from dataclasses import replace
+
+    from foretell.build import fit_and_judge
+    from foretell.errors import UsageError
+    from foretell.predictor.persist import load
+    from foretell.records import ExecutedKernel, Measurement, Target
+
+    target = Target("micro", "tflite_micro", "f32", 1, "microcontroller")
+    truth = PlannedMemory(Rules(), True, terms_={"one": 2000.0})
+    rows, graphs = [], {}
+    for seed in range(40):
+        graph, low = _graph(seed)
+        kernels = tuple(ExecutedKernel(n.op_type, (i,), n.outputs[0], "", 0.0) for i, n in enumerate(graph.nodes))
+        row = Measurement(
+            f"h{seed}", f"g{seed}", f"f{seed}", "generated" if seed < 25 else "zoo", target, "p", "ok", None,
+            peak_memory_bytes=int(truth.predict(graph, low)), kernels=kernels,
+        )  # fmt: skip
+        rows.append(row)
+        graphs[row.graph] = graph
+    built = fit_and_judge(target, rows[:25], rows[25:], graphs, lambda *_: None)
+    assert {r["metric"] for r in built.rows} == {"peak_memory_bytes"}
+    assert built.predictor.card["latency"] is None
+    assert built.predictor.card["peak_memory"]["mape"] < 3
+    built.predictor.save(tmp_path / "micro")
+    again = load(tmp_path / "micro")
+    prediction = again.predict(graphs["h30"])
+    assert prediction.latency_s is None
+    assert prediction.energy_j is None
+    assert prediction.peak_memory_bytes == built.predictor.predict(graphs["h30"]).peak_memory_bytes
+    with pytest.raises(UsageError):
+        again.latencies_s([graphs["h30"]])
+    with pytest.raises(Exception, match="usable|explains"):
+        fit_and_judge(target, [replace(r, peak_memory_bytes=None) for r in rows], [], graphs, lambda *_: None)

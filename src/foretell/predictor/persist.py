@@ -46,7 +46,7 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    if not predictor.layers_:
+    if not predictor.layers_ and predictor.memory_ is None:
         raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
     folder = Path(path)
     check_folder(folder)
