@@ -135,5 +135,5 @@ def test_a_predictor_of_memory_alone(tmp_path) -> None:
     assert prediction.peak_memory_bytes == built.predictor.predict(graphs["h30"]).peak_memory_bytes
     with pytest.raises(UsageError):
         again.latencies_s([graphs["h30"]])
-    with pytest.raises(Exception, match="usable|explains"):
+    with pytest.raises(Exception, match=r"usable|explains"):
         fit_and_judge(target, [replace(r, peak_memory_bytes=None) for r in rows], [], graphs, lambda *_: None)

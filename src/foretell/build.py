@@ -71,11 +71,12 @@ def plan_build(target: str, *, minutes: float, precision: str = "", threads: int
     """Plan a build. Raises TargetError or UsageError."""
     backend, chosen = backends.resolve(target, precision, threads)
     workers = len(worker_cpus(chosen))
-    seconds = SECONDS_PER_ESTIMATE if backend.estimate else SECONDS_PER_ENTRY
+    each = getattr(backend, "seconds_each", SECONDS_PER_ESTIMATE)
+    seconds = each if backend.estimate else SECONDS_PER_ENTRY
     entries = make_plan(
         minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
     )
-    judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, backend.estimate)
+    judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, each if backend.estimate else None)
     processes = 1 if backend.estimate else protocol.PROCESSES
     return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes)
 
@@ -131,12 +132,15 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
     run_campaign(store, plan.campaign, plan.target, settings, report)
 
 
-def _judges(seconds: float, estimate: bool) -> tuple[str, ...]:
-    """Zoo networks that ``seconds`` of one core's time can measure, cheapest first, then shuffled."""
+def _judges(seconds: float, each: float | None) -> tuple[str, ...]:
+    """Zoo networks that ``seconds`` of one core's time can measure, cheapest first, then shuffled.
+
+    ``each``: seconds of an estimate of a small network; None where networks are timed.
+    """
     chosen: list[str] = []
     for macs, name in sorted((_macs(zoo_bytes(n), n), n) for n in zoo_names()):
         # Three processes of some thirty runs each, at about 60 GMACs a second, and the start of a session.
-        seconds -= 2 * SECONDS_PER_ESTIMATE if estimate else protocol.PROCESSES * (0.8 + 30 * macs / 60e9)
+        seconds -= 2 * each if each is not None else protocol.PROCESSES * (0.8 + 30 * macs / 60e9)
         if seconds < 0:
             break
         chosen.append(name)

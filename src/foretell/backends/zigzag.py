@@ -43,6 +43,7 @@ class Backend:
 
     name = "zigzag"
     estimate = True
+    seconds_each = 20.0
     spaces = ("kernels",)  # layers are priced one by one: nothing is learned from how they follow each other
 
     def version(self) -> str:
