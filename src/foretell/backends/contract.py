@@ -38,9 +38,9 @@ class Backend(Protocol):
     ``estimate`` is true for a tool that tells a device's figures without the device: one run is enough, and the rows
     are marked. ``spaces`` are the kinds of generated networks that it can take. A backend may also have
     ``seconds_each``, what an estimate of a small network takes, ``precisions``, the first of which is the default, and
-    ``named(name)``, which gives the target of a device that it knows by name, or None. ``remote`` is true where ``run`` only speaks to a device that does the work: one worker, and
-    no core of this machine is kept for it. Such a backend raises :class:`foretell.errors.DeviceError` when the device,
-    not the model, is the reason.
+    ``named(name)``, which gives the target of a device that it knows by name, or None. ``remote`` is true where ``run``
+    only speaks to a device that does the work: one worker, and no core of this machine is kept for it. Such a backend
+    raises :class:`foretell.errors.DeviceError` when the device, not the model, is the reason.
     """
 
     name: str
