@@ -126,6 +126,7 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
         number[name] = len(ops)
         label.append(str(info["layerType"].value) if "layerType" in info else "Unknown")
         ops.append(Operator(label[-1], covered, (), (), name))
+    _reunite(ops, label, graph)
     _absorb(ops, graph)
     # What the runtime inserted (a change of layout or precision) is counted to the kernel that it serves.
     host = dict(enumerate(range(len(ops))))
@@ -149,6 +150,31 @@ def _profile(compiled: Any, inputs: Mapping[str, Any], graph: Graph, options: Ru
     if not any(ops[h].nodes for h in members):
         raise MeasurementError("the runtime model names none of the graph's nodes", where=graph.name)
     return kernels_of(graph, ops, groups, [label[found[0]] for found, _ in groups])
+
+
+_PRODUCTS = frozenset(("FullyConnected", "MatMul", "Convolution", "Deconvolution", "Subgraph", "GroupConvolution"))
+
+
+def _reunite(ops: list[Operator], label: list[str], graph: Graph) -> None:
+    """Take a product from the kernel that only turned its weights, so that it goes to the one that computes it.
+
+    Where the weights of a matrix product are transposed once, before the first run, that transposition keeps the
+    product's name, and the product is called like the bias behind it.
+    """
+    for i, op in enumerate(ops):
+        if label[i] in _PRODUCTS:
+            continue
+        left = []
+        for n in op.nodes:
+            kind = graph.kinds[n]
+            turned = kind.macs and any(t is not None and t.const for t in kind.view.ins)
+            elsewhere = any(n in other.nodes for j, other in enumerate(ops) if j != i)
+            readers = {c for t in graph.nodes[n].outputs for c in graph.consumers.get(t, ())}
+            if not turned or not (elsewhere or len(readers) == 1):
+                left.append(n)
+        if any(graph.kinds[n].macs for n in left):
+            label[i] = "FullyConnected"
+        ops[i] = op._replace(nodes=tuple(left))
 
 
 def _absorb(ops: list[Operator], graph: Graph) -> None:
