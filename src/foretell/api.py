@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from foretell.errors import FormatError, PredictorError, TargetError
+from foretell.errors import FormatError, PredictorError, TargetError, UsageError
 from foretell.graph.ir import Graph, Shape
 from foretell.host import home as home
 from foretell.predictor.persist import MANIFEST
@@ -93,7 +93,10 @@ def model_bytes(model: str) -> bytes:
         from foretell.generate.spaces import draw
 
         space, _, number = model.removeprefix(SPACE).partition("/")
-        return write_onnx(draw(space, int(number) if number.isdecimal() else -1, model))
+        known = number.isascii() and number.isdecimal() and len(number) < 10
+        if not known:
+            raise UsageError(f"no network called {model[:80]!r}", try_="space:nasbench201/7")
+        return write_onnx(draw(space, int(number), model))
     return Path(model).read_bytes()
 
 

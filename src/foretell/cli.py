@@ -123,9 +123,15 @@ def predict(
     from foretell import api
     from foretell.report import sheets, tables
 
-    predictors = [api.load(t) for t in api.match_targets(targets)]
     bound = _shapes(shapes)
-    graphs, problems = [], []
+    predictors, graphs, problems = [], [], list[ForetellError]()
+    for t in api.match_targets(targets):
+        try:
+            predictors.append(api.load(t))
+        except ForetellError as e:
+            problems.append(e)
+    if not predictors:
+        raise problems[0]
     for m in models:  # one that cannot be read does not keep the others back
         try:
             graphs.append(api.read_model(m, shapes=bound, batch=batch))
@@ -134,7 +140,7 @@ def predict(
     if not graphs:
         raise problems[0]
     predictions = [p for predictor in predictors for p in predictor.predict_many(graphs, method)]
-    single = len(predictions) == 1
+    single = len(predictions) == 1 and predictions[0].latency_s is not None
     tables.show(*(sheets.prediction(predictions[0], top) if single else sheets.comparison(predictions)), form)
     for problem in problems[:-1]:
         click.echo(f"foretell: {problem}", err=True)

@@ -110,7 +110,15 @@ def _read(
         if len(proto.graph.node) > MAX_NODES:
             raise FormatError(f"{len(proto.graph.node)} nodes, over {MAX_NODES}", where=where)
         declared = declared_types(proto)
-    return check(GraphBuilder(proto, where, declared).graph())
+    graph = check(GraphBuilder(proto, where, declared).graph())
+    if bound:
+        problem = _misshapen(graph)
+        if problem:
+            raise ShapeError(
+                f"the file holds sizes that do not go with these inputs: {problem}", where=where,
+                try_="the file's own sizes, or an export with dynamic dimensions",
+            )  # fmt: skip
+    return graph
 
 
 def _with_batch(proto: onnx.ModelProto, bound: dict[str, list[int]], change: tuple[int, int], where: str) -> Graph:
@@ -136,14 +144,22 @@ def _with_batch(proto: onnx.ModelProto, bound: dict[str, list[int]], change: tup
     return graph
 
 
+def _misshapen(graph: Graph) -> str:
+    """The first reshape that does not keep its elements, empty if all do: shape inference lets them pass."""
+    for node in graph.nodes:
+        if node.op_type != "Reshape":
+            continue
+        before, after = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
+        if before.elements != after.elements:
+            return f"node {node.name or after.name} reshapes {before.shape} to {after.shape}"
+    return ""
+
+
 def _left_behind(graph: Graph, before: Graph, factor: float) -> str:
     """What in ``graph`` did not follow the batch, empty if all did."""
-    for node in graph.nodes:
-        if (
-            node.op_type == "Reshape"
-            and graph.tensors[node.inputs[0]].elements != graph.tensors[node.outputs[0]].elements
-        ):
-            return f"node {node.name or node.outputs[0]} reshapes {graph.tensors[node.inputs[0]].shape}"
+    problem = _misshapen(graph)
+    if problem:
+        return problem
     if abs(graph.total_macs - before.total_macs * factor) > 0.01 * before.total_macs * factor:
         return f"{graph.total_macs} MACs where {before.total_macs * factor:.0f} are due"
     return ""

@@ -43,8 +43,9 @@ def check(graph: Graph) -> Graph:
         if not defined.issuperset(node.inputs):
             name = next(t for t in node.inputs if t not in defined)
             raise FormatError(f"node {node.name!r} reads {name!r} before anything writes it", where=graph.name)
-        if node.op_type == "Conv" and len(node.inputs) > 1:
+        if node.op_type == "Conv":
             _check_conv(node, graph)
+        _check_windows(node, graph)
         for name in node.outputs:
             if not name:
                 continue
@@ -59,8 +60,27 @@ def check(graph: Graph) -> Graph:
     return graph
 
 
+def _check_windows(node: Node, graph: Graph) -> None:
+    """A window has one stride, dilation and size for each axis of an image, and two paddings."""
+    if node.op_type not in _WINDOWED or not node.inputs or node.inputs[0] not in graph.tensors:
+        return
+    axes = len(graph.tensors[node.inputs[0]].shape) - 2
+    for key, count in (("strides", 1), ("dilations", 1), ("kernel_shape", 1), ("pads", 2)):
+        values = node.attrs.get(key)
+        if values and (not isinstance(values, tuple) or (axes > 0 and len(values) != count * axes)):
+            raise ShapeError(f"node {node.name!r} has {key} {values} for {axes} axes", where=graph.name)
+
+
+_WINDOWED = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"))
+
+
 def _check_conv(node: Node, graph: Graph) -> None:
     """The input's channels must be what the weights take: a bound shape may contradict them."""
+    if len(node.inputs) < 2 or not node.inputs[0] or not node.inputs[1]:
+        raise FormatError(f"convolution {node.name!r} has no weights", where=graph.name)
+    ranks = [len(graph.tensors[t].shape) for t in node.inputs[:2] if t in graph.tensors]
+    if len(set(ranks)) > 1:
+        raise ShapeError(f"convolution {node.name!r} has an input and weights of {ranks} dimensions", where=graph.name)
     x, w = (graph.tensors.get(t) for t in node.inputs[:2])
     group = node.attrs.get("group", 1) or 1
     if x is None or w is None or len(x.shape) < 3 or len(w.shape) < 3 or not isinstance(group, int):

@@ -152,7 +152,7 @@ class Graph:
             for t in node.outputs:
                 out.append(number.setdefault(t, len(number)))
             out.append(-3)
-        out.extend(number[t] for t in self.outputs)
+        out.extend(number.setdefault(t, len(number)) for t in self.outputs)  # an input may be an output
         return tuple(out)
 
     @cached_property

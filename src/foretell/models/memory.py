@@ -188,7 +188,7 @@ def buffer_events(graph: Graph, lowered: Lowered, habits: Habits | None = None) 
         if conversions:
             ins = tuple(conversions.get((t, kernel.blocked), t) for t in ins)
         reads.append(ins)
-        writes.append(outs or (graph.nodes[kernel.nodes[-1]].outputs[0],))
+        writes.append(outs or [t for t in graph.nodes[kernel.nodes[-1]].outputs[:1] if t])
         for t in outs:
             blocked[t] = kernel.blocked
         use, conv = _buffer_use(graph, kernel, kind)

@@ -112,7 +112,7 @@ def buffers(graph: Graph, lowered: Lowered, rules: Rules) -> tuple[list[Buffer],
             use_of = kind.memo["planned"] = (
                 "view" if categories == {"view"} else "in_place" if categories <= _IN_PLACE else ""
             )
-        for k, t in enumerate(lowered.writes[i] or (graph.nodes[kernel.nodes[-1]].outputs[0],)):
+        for k, t in enumerate(lowered.writes[i] or [t for t in graph.nodes[kernel.nodes[-1]].outputs[:1] if t]):
             donor = ""
             if (
                 k == 0

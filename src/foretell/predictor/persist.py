@@ -186,8 +186,10 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         raise PredictorError("lists other features than this foretell computes", where="features", try_="rebuild it")
     t = manifest["target"]
     target = Target(str(t["name"]), str(t["backend"]), str(t["precision"]), int(t["threads"]), str(t["device"]))
-    if manifest.get("closed_form", "") != _form_of(target):
-        raise PredictorError("was fitted on another closed form of its device", where="closed_form", try_="rebuild it")
+    if manifest["closed_form"] != _form_of(target):
+        raise PredictorError(
+            f"{target.name} was fitted on another closed form of its device", where="closed_form", try_="rebuild it"
+        )
     kept = LAYER_MODELS if manifest["layers"] else ()  # a predictor of memory alone has none
     layers = {name: LAYER_MODELS[name].restore(manifest["layers"][name], arrays) for name in kept}
     networks = {}

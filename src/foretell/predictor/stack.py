@@ -349,6 +349,8 @@ class Predictor:
 
     def _predict_many(self, graphs: Sequence[Graph], method: str) -> list[Prediction]:
         graphs = [self.as_run(g) for g in graphs]
+        if method not in METHODS:
+            raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
         if not self.layers_:
             return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
@@ -373,7 +375,12 @@ class Predictor:
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
             if latency > 0 and away > 0.05 * latency:
                 warnings.append(f"{away / latency * 100:.0f} % of the time is in kernels outside what was measured")
-            if not at:
+            unpriced = not at and any(
+                k.op.traffic != "view" for n, k in enumerate(graph.kinds) if n not in graph.constant_nodes
+            )
+            if unpriced:
+                warnings.append("the target prices none of this model's operators")
+            elif not at:
                 warnings.append("the model runs nothing: its outputs are constants or inputs")
             elif e.coverage[i] < 0.95:
                 missing = sorted(
@@ -392,8 +399,8 @@ class Predictor:
                 Prediction(
                     model=graph.name,
                     target=self.target.name,
-                    latency_s=self._value("latency_s", latency, scale),
-                    energy_j=energies[i],
+                    latency_s=None if unpriced else self._value("latency_s", latency, scale),
+                    energy_j=None if unpriced else energies[i],
                     peak_memory_bytes=self._memory(graph, e.lowered[i]),
                     coverage=float(e.coverage[i]),
                     macs=e.lowered[i].total_macs,

@@ -72,7 +72,8 @@ def comparison(predictions: Sequence[Prediction]) -> Shown:
                 record[name] = None if value is None else getattr(value, field)
         record.update(macs=p.macs, parameters=p.parameters, coverage=p.coverage, warnings="; ".join(p.warnings))
         records.append(record)
-    notes = tuple(f"{p.model}: {w}" for p in predictions for w in p.warnings)
+    several = len({p.target for p in predictions}) > 1
+    notes = tuple(f"{p.model}{f' on {p.target}' if several else ''}: {w}" for p in predictions for w in p.warnings)
     titles = ("model", "target", "latency", "energy", "peak memory", "MACs", "coverage", "warnings")
     return [Sheet(titles, rows, "", notes, (), tuple(records))], [p.to_dict() for p in predictions]
 

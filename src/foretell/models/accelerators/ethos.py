@@ -132,10 +132,22 @@ def _up(a: int, b: int) -> int:
 class Ethos:
     """Closed form of one of :data:`NPUS`."""
 
-    name = "ethos/1"
+    name = "ethos/2"
 
     def __init__(self, npu: Npu) -> None:
         self.npu = npu
+
+    def _costs(
+        self, graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str, reads_edge: bool, writes_edge: bool
+    ) -> list[Cost]:
+        try:
+            layers = layers_of(graph, kernel, kind, scaled)
+            if all(min(*layer.ifm, *layer.ofm) > 0 for layer in layers):
+                return [cost(self.npu, layer, reads_edge, writes_edge) for layer in layers]
+        except (IndexError, ValueError, AssertionError):
+            pass  # shapes that no NPU takes (scalars, missing axes): priced by what they move
+        moved = kind.traffic / self.npu.fast.width
+        return [Cost(moved, 0.0, moved, 0.0, moved, 0.0, 0.0, 1.0)]
 
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         npu = self.npu
@@ -149,8 +161,7 @@ class Ethos:
             key = (npu, reads_edge, writes_edge, scaled)
             costs: list[Cost] | None = kind.memo.get(key)
             if costs is None:
-                layers = layers_of(graph, kernel, kind, scaled)
-                costs = kind.memo[key] = [cost(npu, layer, reads_edge, writes_edge) for layer in layers]
+                costs = kind.memo[key] = self._costs(graph, kernel, kind, scaled, reads_edge, writes_edge)
             total = 0.0
             for c in costs:
                 plain = max(c.npu, c.slow, c.fast)
@@ -202,7 +213,9 @@ def layers_of(graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str = "") 
     for k in nodes:  # activations are fused; what is summed, pooled or joined along the way is a layer of its own
         if k is not main and k.op.category not in ("activation", "view", "norm"):
             layers += _main(k, False, False)
-    return layers
+    first = main.view.ins[0] if main.view.ins else None
+    images = first.shape[0] if first is not None and len(first.shape) == 4 else 1
+    return layers if images == 1 else [layer._replace(times=layer.times * images) for layer in layers]
 
 
 _TABLES = frozenset((
@@ -213,9 +226,9 @@ _SORTS = {"Add": "sum", "Sub": "sum", "Mul": "product", "Div": "wide", "Max": "o
 
 
 def _hwc(shape: tuple[int, ...]) -> Size:
-    """A shape of the graph (batch, channels, height, width) as the NPU sees it; a batch is more rows."""
+    """A shape of the graph (batch, channels, height, width) as the NPU sees it: images one by one."""
     if len(shape) == 4:
-        return (shape[0] * shape[2], shape[3], shape[1])
+        return (shape[2], shape[3], shape[1])
     if len(shape) >= 2:
         return (math.prod(shape[:-2]), shape[-2], shape[-1])
     return (1, 1, shape[0] if shape else 1)
@@ -247,11 +260,11 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     if category == "pool" and len(x) == 4:
         shape = tuple(view.attr("kernel_shape") or x[2:])
         if kind.op_type.startswith("Global") and kind.op_type != "GlobalMaxPool":
-            return _mean(ifm, ofm, (x[2], x[3]), x[0])
+            return _mean(ifm, (x[2], x[3]))
         stride = tuple(view.attr("strides") or (1, 1))
         return [Layer("pool", ifm, ofm, shape, stride, sort="maximum" if "Max" in kind.op_type else "other", lut=lut)]
     if category == "reduce":
-        return _mean(ifm, (1, 1, ifm[2]), (x[2], x[3]) if len(x) == 4 else (ifm[0], ifm[1]), x[0])
+        return _mean(ifm, (ifm[0], ifm[1]))
     if kind.op_type in _SORTS:
         return _elementwise(kind, relu, lut)
     if kind.op_type == "BatchNormalization":
@@ -293,8 +306,8 @@ def _convolution(kind: NodeKind, ifm: Size, ofm: Size, relu: bool, lut: bool) ->
     return [part] if group == 1 else [part, Layer("copy", ofm, ofm)]  # groups are joined by a copy
 
 
-def _mean(ifm: Size, ofm: Size, kernel: tuple[int, int], batch: int) -> list[Layer]:
-    out = (batch, 1, ifm[2])
+def _mean(ifm: Size, kernel: tuple[int, int]) -> list[Layer]:
+    out = (1, 1, ifm[2])
     return [Layer("depthwise", ifm, out, kernel, kernel, sort="wide"), Layer("elementwise", out, out, sort="product")]
 
 
@@ -377,9 +390,9 @@ def _block(npu: Npu, layer: Layer) -> _Block:
     return _Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
 
 
-def _parts(k: int) -> list[int]:
-    """A side of a kernel is cut into parts of at most eight."""
-    return [min(8, k - i) for i in range(0, k, 8)]
+def _parts(k: int) -> list[tuple[int, int]]:
+    """A side of a kernel is cut into parts of at most eight: (their length, how many of them)."""
+    return [(length, count) for length, count in ((8, k // 8), (k % 8, 1)) if length and count]
 
 
 def _burst(memory: Memory, run: float) -> float:
@@ -432,7 +445,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     else:
         rows, columns = -(-ofm[0] // ob[0]), -(-ofm[1] // ob[1])
         turns = 1 if layer.what != "conv" else -(-ofm[2] // ob[2])
-        pieces = len(_parts(layer.kernel[0])) * len(_parts(layer.kernel[1]))
+        pieces = -(-layer.kernel[0] // 8) * -(-layer.kernel[1] // 8)
         again = rows * columns
         mac = _mac_cycles(npu, layer, block, ib, ob)
         micro = [-(-n // u) for n, u in zip(ob, npu.micro, strict=True)]
@@ -482,8 +495,8 @@ def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> fl
     wait = 3 if npu.macs == 32 else 2
     groups_in = -(-ib[2] // 8)
     total = 0.0
-    for a in _parts(layer.kernel[0]):
-        for b in _parts(layer.kernel[1]):
+    for a, rows in _parts(layer.kernel[0]):
+        for b, columns in _parts(layer.kernel[1]):
             e = a * b
             steps = (
                 1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
@@ -500,7 +513,7 @@ def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> fl
             if nxy == 1:
                 delay = wait * steps if nz == 1 else wait * (steps - 1) * nz if steps > 1 else 0
                 delay *= groups_in if block.by_part else 1
-            total += cycles + delay
+            total += rows * columns * (cycles + delay)
     if layer.what == "conv":
         total *= -(-layer.ifm[2] // ib[2])
     return total / npu.cores if npu.family == "u65" else total

@@ -75,7 +75,7 @@ class ZigZag:
 
     def _layer(self, kind: NodeKind) -> Array:
         loops = _loops(kind)
-        if loops is None:
+        if loops is None or min(loops.values()) < 1:
             return _nothing()
         hw = self.hardware
         sides = dict(zip(("K", "C", "OX", "OY"), hw.array, strict=True))
