@@ -79,6 +79,14 @@ def test_faults_become_failed_rows(tmp_path, monkeypatch, fault, text):
 
 
 def _children() -> list[str]:
+    """Children of ours that stay. Those of tests that run beside this one may be orphans for a moment."""
+    end = time.monotonic() + 10
+    while (found := _children_now()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def _children_now() -> list[str]:
     out = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
