@@ -155,38 +155,38 @@ class Predictor:
         lowered = [self.lower(g) for g in graphs]
         own = stack(lowered)
         fold_of = np.arange(len(rows)) % _FOLDS
-        held: dict[str, Array] = {name: np.zeros(own.size) for name in LAYER_MODELS}
+        out_of_fold: dict[str, Array] = {name: np.zeros(own.size) for name in LAYER_MODELS}
         for k in range(_FOLDS):
             tell("network term", 0.4 + 0.5 * k / _FOLDS)
             train_at = np.flatnonzero(fold_of[table.graph] != k)
             test_at = np.flatnonzero(fold_of[own.graph] == k)
             part, test = table.take(train_at), own.take(test_at)
             for name, make in LAYER_MODELS.items():
-                held[name][test_at] = make().fit(part, seconds[train_at]).predict(test)
+                out_of_fold[name][test_at] = make().fit(part, seconds[train_at]).predict(test)
         measured = np.array([m.latency_s for m in rows], float)
         if own.prior is not None:
-            held["mixed"] = self._trust(own, held["mixed"], measured)
+            out_of_fold["mixed"] = self._trust(own, out_of_fold["mixed"], measured)
         real = np.array([m.name.split("-")[0] not in MICRO for m in rows])
         if not real.any():
             real[:] = True
         best = np.inf
         # A closed form is not mixed with models that know less.
         for blend in _BLENDS if own.prior is None else _BLENDS[:1]:
-            mixed = _blend([held[name] for name in _BLENDED], blend)
+            mixed = _blend([out_of_fold[name] for name in _BLENDED], blend)
             features, total = self._network_inputs(own, lowered, mixed, len(rows))
             error = self._network_error(features[real], total[real], measured[real])
             if error < best * _WORTH:
                 best, self.blend_ = error, tuple(float(b) for b in blend)
-        held["default"] = _blend([held[name] for name in _BLENDED], self.blend_)
+        out_of_fold["default"] = _blend([out_of_fold[name] for name in _BLENDED], self.blend_)
         for name in METHODS:
-            features, total = self._network_inputs(own, lowered, held[name], len(rows))
+            features, total = self._network_inputs(own, lowered, out_of_fold[name], len(rows))
             ratio = np.log(measured / total)
             # A term that does not help networks it has not seen is left out.
             helps = name == "default" and best < _WORTH * float(np.abs(ratio[real]).mean())
             self.networks_[name] = NetworkModel.fit(features[real], ratio[real]) if helps else NetworkModel.identity()
-        features, total = self._network_inputs(own, lowered, held["default"], len(rows))
+        features, total = self._network_inputs(own, lowered, out_of_fold["default"], len(rows))
         left = np.log(measured / (total * self.networks_["default"].factor(features)))
-        scale = scale_of(self._coverage(own, lowered, held["default"]))
+        scale = scale_of(self._coverage(own, lowered, out_of_fold["default"]))
         self.conformal_["latency_s"] = Conformal.fit(left[real], scale[real])
 
     def _trust(self, own: Table, held_out: Array, measured: Array) -> Array:

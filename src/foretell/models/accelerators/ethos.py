@@ -106,7 +106,6 @@ class Layer(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     sort: str = "other"
     lut: bool = False
-    relu: bool = False
     operand: Size | None = None
     constant: bool = False  # whether the operand is one
     times: int = 1
@@ -207,12 +206,11 @@ def layers_of(graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str = "") 
     if main.op.category == "activation":  # which is fused into whatever computes
         main = next((k for k in nodes if k.op.category not in ("activation", "view")), main)
     others = [k.op_type for k in nodes if k is not main]
-    relu = any(op in ("Relu", "Clip") for op in others)
     lut = any(op in _TABLES for op in others)
-    layers = _main(main, relu, lut)
+    layers = _main(main, lut)
     for k in nodes:  # activations are fused; what is summed, pooled or joined along the way is a layer of its own
         if k is not main and k.op.category not in ("activation", "view", "norm"):
-            layers += _main(k, False, False)
+            layers += _main(k, False)
     first = main.view.ins[0] if main.view.ins else None
     images = first.shape[0] if first is not None and len(first.shape) == 4 else 1
     return layers if images == 1 else [layer._replace(times=layer.times * images) for layer in layers]
@@ -234,7 +232,7 @@ def _hwc(shape: tuple[int, ...]) -> Size:
     return (1, 1, shape[0] if shape else 1)
 
 
-def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
+def _main(kind: NodeKind, lut: bool) -> list[Layer]:
     view = kind.view
     ins = [t for t in view.ins if t is not None]
     if not ins or not view.outs or view.outs[0] is None:
@@ -243,9 +241,9 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     ifm, ofm = _hwc(x), _hwc(y)
     category = kind.op.category
     if category == "conv" and len(x) == 4:
-        return _convolution(kind, ifm, ofm, relu, lut)
+        return _convolution(kind, ifm, ofm, lut)
     if category == "conv_transpose" and len(x) == 4:
-        return [Layer("conv", (ofm[0], ofm[1], ifm[2]), ofm, ins[1].shape[2:4], lut=lut, relu=relu)]  # type: ignore[arg-type]
+        return [Layer("conv", (ofm[0], ofm[1], ifm[2]), ofm, ins[1].shape[2:4], lut=lut)]  # type: ignore[arg-type]
     if kind.macs:
         rows = math.prod(y[:-1])
         if len(ins) > 1 and not ins[1].const:
@@ -256,7 +254,7 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
                 Layer("elementwise", one, one, sort="wide", operand=one, times=y[-1]),
                 Layer("conv", one, (rows, 1, 1), times=y[-1]),
             ]
-        return [Layer("conv", (1, rows, x[-1]), (1, rows, y[-1]), lut=lut, relu=relu)]
+        return [Layer("conv", (1, rows, x[-1]), (1, rows, y[-1]), lut=lut)]
     if category == "pool" and len(x) == 4:
         shape = tuple(view.attr("kernel_shape") or x[2:])
         if kind.op_type.startswith("Global") and kind.op_type != "GlobalMaxPool":
@@ -266,7 +264,7 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     if category == "reduce":
         return _mean(ifm, (ifm[0], ifm[1]))
     if kind.op_type in _SORTS:
-        return _elementwise(kind, relu, lut)
+        return _elementwise(kind, lut)
     if kind.op_type == "BatchNormalization":
         own = (1, 1, ifm[2])
         return [Layer("elementwise", ifm, ofm, sort=s, operand=own, constant=True) for s in ("product", "sum")]
@@ -284,7 +282,7 @@ def _main(kind: NodeKind, relu: bool, lut: bool) -> list[Layer]:
     return [Layer("copy", big, big, lut=kind.op_type in _TABLES)]
 
 
-def _convolution(kind: NodeKind, ifm: Size, ofm: Size, relu: bool, lut: bool) -> list[Layer]:
+def _convolution(kind: NodeKind, ifm: Size, ofm: Size, lut: bool) -> list[Layer]:
     view = kind.view
     assert view.ins[0] is not None and view.ins[1] is not None
     kh, kw = view.ins[1].shape[2:4]
@@ -295,14 +293,12 @@ def _convolution(kind: NodeKind, ifm: Size, ofm: Size, relu: bool, lut: bool) ->
     nh, nw = 2 - dh % 2, 2 - dw % 2
     taps = ((kh - 1) * (dh // nh) + 1, (kw - 1) * (dw // nw) + 1)
     if group > 1 and group == view.ins[0].shape[1]:
-        return [Layer("depthwise", ifm, ofm, taps, (sh, sw), (nh, nw), lut=lut, relu=relu)]
+        return [Layer("depthwise", ifm, ofm, taps, (sh, sw), (nh, nw), lut=lut)]
     c, k = ifm[2] // group, ofm[2] // group
     if max(sh, sw) > _MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
         times = group * ofm[0] * ofm[1]
-        return [Layer("conv", (taps[0], taps[1], c), (1, 1, k), taps, lut=lut, relu=relu, times=times)]
-    part = Layer(
-        "conv", (ifm[0], ifm[1], c), (ofm[0], ofm[1], k), taps, (sh, sw), (nh, nw), lut=lut, relu=relu, times=group
-    )
+        return [Layer("conv", (taps[0], taps[1], c), (1, 1, k), taps, lut=lut, times=times)]
+    part = Layer("conv", (ifm[0], ifm[1], c), (ofm[0], ofm[1], k), taps, (sh, sw), (nh, nw), lut=lut, times=group)
     return [part] if group == 1 else [part, Layer("copy", ofm, ofm)]  # groups are joined by a copy
 
 
@@ -311,7 +307,7 @@ def _mean(ifm: Size, kernel: tuple[int, int]) -> list[Layer]:
     return [Layer("depthwise", ifm, out, kernel, kernel, sort="wide"), Layer("elementwise", out, out, sort="product")]
 
 
-def _elementwise(kind: NodeKind, relu: bool = False, lut: bool = False) -> list[Layer]:
+def _elementwise(kind: NodeKind, lut: bool = False) -> list[Layer]:
     view = kind.view
     ins = [t for t in view.ins if t is not None]
     if len(ins) < 2 or view.outs[0] is None:
@@ -321,7 +317,7 @@ def _elementwise(kind: NodeKind, relu: bool = False, lut: bool = False) -> list[
     constant = any(t.const for t in ins[:2])
     operand = None if math.prod(small) == 1 else small
     return [Layer(
-        "elementwise", a if small is b else b, _hwc(view.outs[0].shape), sort=_SORTS[kind.op_type], lut=lut, relu=relu,
+        "elementwise", a if small is b else b, _hwc(view.outs[0].shape), sort=_SORTS[kind.op_type], lut=lut,
         operand=operand, constant=constant,
     )]  # fmt: skip
 
@@ -353,9 +349,10 @@ def _block(npu: Npu, layer: Layer) -> _Block:
     most = (128, 128, 1024) if u85 else (32, 64, 128)
     space = [_up(min(n, m), u) for n, m, u in zip(layer.ofm, most, npu.micro, strict=True)]
     h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
-    d = np.unique(np.minimum(_up(max(uc, min(space[2], 16)), 16 if layer.ofm[2] > 16 else uc), space[2]))
     if layer.ofm[2] > 16:
         d = np.arange(16, _up(space[2], 16) + 1, 16)
+    else:
+        d = np.array([min(_up(max(uc, min(space[2], 16)), uc), space[2])])
     reach = [min((k - 1) * g + 1, 8) for k, g in zip(layer.kernel, layer.dilation, strict=True)]
     again = math.prod(-(-((k - 1) * g + 1) // 8) for k, g in zip(layer.kernel, layer.dilation, strict=True))
     ih = -(-((h - 1) * layer.stride[0] + reach[0]) // uh) * uh
@@ -490,8 +487,6 @@ def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> fl
     nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
     nz = -(-ob[2] // npu.micro[2])
     feed = 4 * npu.micro[2] // npu.cores if npu.family == "u85" else 4 * npu.micro[2]
-    if npu.macs in (512, 1024, 2048) and npu.family == "u65":
-        feed = 4 * npu.micro[2]
     wait = 3 if npu.macs == 32 else 2
     groups_in = -(-ib[2] // 8)
     total = 0.0
