@@ -32,6 +32,16 @@ def tiny(*names: str) -> dict[str, bytes]:
 # LiteRT
 
 
+def test_litert_gives_a_dynamic_quantisation_to_its_product():
+    ops = [op("CONV_2D", 0), op("FULLY_CONNECTED", 1)]
+    tags = (
+        ("Convert (NC, F32, QD8)", 9e-6), ("Convolution (NHWC, QD8, F32, QC8W) IGEMM", 2e-5),
+        ("Convert (NC, F32, QD8)", 1e-6), ("Fully Connected (NC, QD8, F32, QC8W) GEMM", 4e-6),
+    )  # fmt: skip
+    events = [(tag, DELEGATE, i, t) for i, (tag, t) in enumerate(tags)]
+    assert align(ops, events) == pytest.approx([2.9e-5, 5e-6])
+
+
 def test_litert_conforms():
     pytest.importorskip("ai_edge_litert")
     backend = backends.get("litert")

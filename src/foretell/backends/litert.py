@@ -50,7 +50,10 @@ _KINDS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("Copy", "RESHAPE CONCATENATION SPLIT SPLIT_V SQUEEZE EXPAND_DIMS"), ("Concat", "CONCATENATION"),
         ("Slice", "SLICE STRIDED_SLICE SPLIT SPLIT_V"), ("Split", "SPLIT SPLIT_V"), ("Even", "SPLIT SPLIT_V"),
         ("Constant Pad", "PAD PADV2"), ("Softmax", "SOFTMAX"), ("Resize Bilinear", "RESIZE_BILINEAR"),
-        ("Depth To Space", "DEPTH_TO_SPACE"), ("Space To Depth", "SPACE_TO_DEPTH"), ("Convert", "QUANTIZE DEQUANTIZE CAST"),
+        ("Depth To Space", "DEPTH_TO_SPACE"), ("Space To Depth", "SPACE_TO_DEPTH"),
+        # Weights of eight bits and a float input: the input is quantised on the way in.
+        ("Convert (NC, F32, QD", "CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED BATCH_MATMUL QUANTIZE"),
+        ("Convert", "QUANTIZE DEQUANTIZE CAST"),
         ("Reciprocal Square Root", "RSQRT"), ("Square Root", "SQRT"), ("Leaky", "LEAKY_RELU"),
         ("Hard", "HARD_SWISH"), ("Sigmoid", "LOGISTIC"), ("Tanh", "TANH"), ("GELU", "GELU"), ("Gelu", "GELU"),
         ("Exp", "EXP"), ("Abs", "ABS"), ("Neg", "NEG"), ("ELU", "ELU"), ("Elu", "ELU"),
