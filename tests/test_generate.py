@@ -12,8 +12,8 @@ from foretell.backends.contract import RunOptions
 from foretell.errors import UsageError
 from foretell.formats.onnx import read_onnx
 from foretell.formats.onnx_write import write_onnx
-from foretell.generate.kernels import SWEEPS
-from foretell.generate.networks import SPACES
+from foretell.generate.kernels import SWEEPS, random_pack
+from foretell.generate.networks import SPACES, network
 from foretell.generate.plan import Entry, make_plan
 from foretell.graph.cost import cost
 
@@ -72,3 +72,14 @@ def test_onnxruntime_runs_every_kind():
     for e in [*make_plan(2, seed=21)[:24], Entry("kernels", 5), Entry("sweep", 3)]:
         run = backend.run(write_onnx(e.graph()), e.name, target, quick)
         assert run.kernels
+
+
+def test_a_pack_is_of_one_kind_so_that_what_a_target_lacks_costs_no_other():
+    kinds = [{n.op_type for n in random_pack(seed).nodes} for seed in range(40)]
+    assert sum("Conv" in k for k in kinds) >= 8
+    assert not any({"Conv", "Softmax"} <= k or {"MatMul", "Transpose", "Conv"} <= k for k in kinds)
+
+
+def test_some_networks_start_deep_inside():
+    shapes = [g.tensors[g.inputs[0]].shape for g in (network("cnn", seed) for seed in range(60))]
+    assert sum(s[1] >= 96 and s[2] <= 20 for s in shapes) >= 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foretell import api, backends
-from foretell.backends.litert import BUILTIN, DELEGATE, align
+from foretell.backends.litert import BUILTIN, DELEGATE, align, schedule
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.errors import ForetellError, MeasurementError, TargetError
 from foretell.formats.onnx_write import write_onnx
@@ -81,6 +81,45 @@ def test_profile_events_find_their_operators():
     assert align(ops, events) == [None, 5.0, 3.0, 1.5, 0.5, None, 2.0]
     groups = fused_into(ops, align(ops, events))
     assert [members for members, _ in groups] == [[1, 0], [2], [3], [4], [6, 5]]  # the padding runs in the convolution
+
+
+def branches() -> list[Operator]:
+    """Two branches of one input: operators 1 and 3 are the runtime's own, the delegate takes the others."""
+    return [
+        Operator("CONV_2D", (0,), (0,), (1,), "a"), Operator("RELU", (1,), (1,), (2,), "b"),
+        Operator("FULLY_CONNECTED", (2,), (2,), (3,), "c"), Operator("AVERAGE_POOL_2D", (3,), (1,), (4,), "d"),
+        Operator("CONV_2D", (4,), (0,), (5,), "e"), Operator("ADD", (5,), (5, 4), (6,), "f"),
+    ]  # fmt: skip
+
+
+def test_a_delegate_runs_what_is_ready_before_the_runtimes_own_operators():
+    assert schedule(branches(), {1, 3}) == [[0, 4], [1, 3], [2, 5]]
+    assert schedule(branches(), set()) == [[0, 1, 2, 3, 4, 5]]
+    events = [
+        ("Convolution (NHWC, QC8) IGEMM", DELEGATE, 0, 1.0), ("Convolution (NHWC, QC8) IGEMM", DELEGATE, 1, 16.0),
+        ("RELU", BUILTIN, 1, 2.0), ("AVERAGE_POOL_2D", BUILTIN, 3, 8.0), ("Fully Connected (NC, QS8)", DELEGATE, 0, 4.0),
+        ("Add (ND, QS8)", DELEGATE, 1, 32.0),
+    ]  # fmt: skip
+    assert align(branches(), events) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    with pytest.raises(MeasurementError, match="out of order"):
+        align(branches(), [*events[:2], events[3], events[2], *events[4:]])
+    with pytest.raises(MeasurementError, match="out of order"):
+        align(branches(), [*events, ("RELU", BUILTIN, 1, 2.0)])
+
+
+def test_litert_int8_runs_branches_out_of_the_files_order():
+    """A cell with its own pooling beside convolutions: every operator must get its time, whatever runs when."""
+    pytest.importorskip("ai_edge_litert")
+    backend = backends.get("litert")
+    run = backend.run(api.model_bytes("space:nasbench201/7"), "cell", backend.target("int8", 1), QUICK)
+    graph = api.read_model("space:nasbench201/7")
+    rates = [
+        graph.kinds[max(k.nodes, key=lambda n: graph.kinds[n].macs)].macs / max(k.latency_s, 1e-6)
+        for k in run.kernels
+        if k.op_type == "Conv"
+    ]
+    assert len(rates) > 20
+    assert max(rates) < 3e12  # a convolution with the time of a clamp would be quicker than the processor
 
 
 def test_profile_events_of_unknown_kind_are_no_figure():

@@ -240,3 +240,55 @@ def test_what_nothing_writes_is_a_state():
     graph, ops = read_operators(bytes(data), "kws")
     assert not graph.warnings
     assert ops[0].name in ("CONV_2D", "DEPTHWISE_CONV_2D", "RESHAPE")
+
+
+@pytest.mark.parametrize("order", ["x(1+e)/2", "x/2(1+e)", "x((1+e)/2)"])
+def test_a_gelu_spelled_out_is_one_operator(order):
+    b = Builder("gelu")
+    x = b.linear(b.input((4, 32)), 64)
+    half, one = b.const(0.5, "f32"), b.const(1.0, "f32")
+    plus = b.add(b.op("Erf", [b.op("Div", [x, b.const(2.0**0.5, "f32")])]), one)
+    if order == "x(1+e)/2":
+        y = b.mul(b.mul(x, plus), half)
+    elif order == "x/2(1+e)":
+        y = b.mul(b.mul(x, half), plus)
+    else:
+        y = b.mul(x, b.mul(plus, half))
+    b.output(b.linear(y, 8))
+    graph = b.graph()
+    for precision in ("f32", "int8"):
+        ops = write_tflite(graph, precision=precision).ops
+        assert [op.name for op in ops] == ["FULLY_CONNECTED", "GELU", "FULLY_CONNECTED"]
+        assert len(ops[1].nodes) == 5
+
+
+def test_an_erf_that_is_no_gelu_is_refused():
+    b = Builder("erf")
+    x = b.input((4, 32))
+    e = b.op("Erf", [b.op("Div", [x, b.const(2.0**0.5, "f32")])])
+    b.output(b.mul(b.mul(x, b.add(e, b.const(1.0, "f32"))), b.const(0.5, "f32")))
+    b.output(e)  # somebody else reads the erf
+    with pytest.raises(UnsupportedError, match="Erf"):
+        write_tflite(b.graph())
+
+
+def test_small_powers_are_products():
+    b = Builder("power")
+    x = b.input((4, 32))
+    b.output(b.add(b.op("Pow", [x, b.const(2.0, "f32")]), b.op("Pow", [x, b.const(3.0, "f32")])))
+    assert [op.name for op in write_tflite(b.graph(), precision="int8").ops] == ["MUL", "MUL", "MUL", "ADD"]
+    b = Builder("root")
+    b.output(b.op("Pow", [b.input((4, 32)), b.const(0.3, "f32")]))
+    assert [op.name for op in write_tflite(b.graph()).ops] == ["POW"]
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_broadcasts_have_a_version_that_runtimes_know(precision):
+    runtime = pytest.importorskip("ai_edge_litert.interpreter")
+    b = Builder("tokens")
+    token = b.op("Expand", [b.input((1, 1, 16)), b.const([2, 1, 16])])
+    b.output(b.concat([token, b.input((2, 3, 16))], axis=1))
+    data = write_tflite(b.graph(), precision=precision).data
+    reader = runtime.Interpreter(model_content=data)
+    reader.allocate_tensors()
+    reader.invoke()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -294,33 +294,59 @@ def matches(tag: str, op: str) -> bool:
     return tag == op
 
 
+def schedule(ops: Sequence[Operator], builtin: Set[int]) -> list[list[int]]:
+    """The operators in the order in which TensorFlow Lite runs them when a delegate takes all but ``builtin``.
+
+    It goes over the file time and again. Each time the first operator that is ready decides whether the delegate runs,
+    and every other one that is ready by then joins if it is of the same side (``PartitionGraphIntoIndependentNodeSubsets``
+    in https://github.com/tensorflow/tensorflow, ``tensorflow/lite/graph_info.cc``). Parts of both sides alternate.
+    """
+    waiting = {t for op in ops for t in op.outputs}
+    left = list(range(len(ops)))
+    parts = []
+    while left:
+        part: list[int] = []
+        for i in left:
+            if (not part or (i in builtin) == (part[0] in builtin)) and waiting.isdisjoint(ops[i].inputs):
+                part.append(i)
+                waiting.difference_update(ops[i].outputs)
+        if not part:
+            raise MeasurementError("the file's operators wait for each other")
+        taken = set(part)
+        left = [i for i in left if i not in taken]
+        parts.append(part)
+    return parts
+
+
 def align(ops: Sequence[Operator], events: Sequence[tuple[str, int, int, float]]) -> list[float | None]:
     """Seconds of each operator; None where no kernel of its own ran.
 
-    Events come in the order of the operators. A builtin kernel tells its operator's number; XNNPACK's are matched by
+    Events come in the order of :func:`schedule`. A builtin kernel tells its operator's number; XNNPACK's are matched by
     kind: an operator takes as many as fit it (a sum and its clamp, the copies of a concatenation), and heavy operators
     go without one only if they must. A kernel of unknown kind goes to the operator at its place.
 
     Raises:
-        MeasurementError: kernels of unknown kind make up more than a twentieth of the time.
+        MeasurementError: the events come in another order, or kernels of unknown kind make up more than a twentieth of
+            the time.
     """
     seconds: list[float | None] = [None] * len(ops)
-    start = 0
+    builtin = {e[2] for e in events if e[1] == BUILTIN}
     strange = 0.0
-    pending: list[tuple[str, int, int, float]] = []
-    for e in (*events, ("", BUILTIN, len(ops), 0.0)):
-        if e[1] == DELEGATE:
-            pending.append(e)
-            continue
-        stop = min(e[2], len(ops))
-        if stop < start:
-            raise MeasurementError("the profile runs operators out of order")
-        if pending:
-            strange += _align_part(ops, start, stop, pending, seconds)
-            pending = []
-        if stop < len(ops):
-            seconds[stop] = (seconds[stop] or 0.0) + e[3]
-        start = stop + 1 if stop < len(ops) else stop
+    at = 0
+    for part in schedule(ops, builtin):
+        if part[0] in builtin:
+            for i in part:
+                if at == len(events) or events[at][1:3] != (BUILTIN, i):
+                    raise MeasurementError("the profile runs operators out of order")
+                seconds[i] = events[at][3]
+                at += 1
+        else:
+            start = at
+            while at < len(events) and events[at][1] == DELEGATE:
+                at += 1
+            strange += _align_part(ops, part, events[start:at], seconds)
+    if at < len(events):
+        raise MeasurementError("the profile runs operators out of order")
     total = sum(e[3] for e in events)
     if strange > 0.05 * total:
         raise MeasurementError(f"LiteRT spent {strange / total * 100:.0f} % of its time in kernels of unknown kind")
@@ -335,19 +361,17 @@ _MOST = 64  # kernels of one operator
 
 
 def _align_part(
-    ops: Sequence[Operator], start: int, stop: int, events: Sequence[tuple[str, int, int, float]],
+    ops: Sequence[Operator], part: Sequence[int], events: Sequence[tuple[str, int, int, float]],
     seconds: list[float | None],
 ) -> float:  # fmt: skip
-    """Align XNNPACK's kernels with operators ``start`` to ``stop``; returns the seconds that fit none."""
-    n, m = stop - start, len(events)
-    if not n:
-        return sum(e[3] for e in events)
+    """Align XNNPACK's kernels with the operators of ``part``; returns the seconds that fit none."""
+    n, m = len(part), len(events)
     best = np.full((n + 1, m + 1), -math.inf)
     taken = np.zeros((n + 1, m + 1), np.int32)
     best[0, 0] = 0.0
     width = 40 + abs(n - m)
     for i in range(n):
-        name = ops[start + i].name
+        name = ops[part[i]].name
         idle = -4.0 if name in HEAVY else -0.5
         for j in range(max(0, i - width), min(m, i + width) + 1):
             here = float(best[i, j])
@@ -373,9 +397,8 @@ def _align_part(
     for i in range(n, 0, -1):
         k = int(taken[i, j])
         if k:
-            part = events[j - k : j]
-            at = start + i - 1
-            seconds[at] = sum(e[3] for e in part)
-            strange += sum(e[3] for e in part if not matches(e[0], ops[at].name))
+            own, at = events[j - k : j], part[i - 1]
+            seconds[at] = sum(e[3] for e in own)
+            strange += sum(e[3] for e in own if not matches(e[0], ops[at].name))
         j -= k
     return strange if best[n, m] > -math.inf else sum(e[3] for e in events)

@@ -65,7 +65,9 @@ def kernels_of(
     kernels = []
     for g, covered in sorted(nodes.items(), key=lambda kv: max(kv[1])):
         members, seconds = groups[g]
-        main = max(covered, key=lambda n: (graph.kinds[n].macs, graph.kinds[n].write_bytes, n))
+        # Of equals the first: a sum with its activation is a sum, while the activation alone may be another kernel.
+        cost = {n: graph.kinds[n] for n in covered}
+        main = max(covered, key=lambda n: (cost[n].macs, cost[n].work + cost[n].write_bytes, -n))
         label = labels[g] if labels else graph.nodes[main].op_type
         last = graph.nodes[max(covered)]
         tensor = last.outputs[0] if last.outputs else ""

@@ -196,6 +196,22 @@ def _binary(w: Writer, i: int, node: Node) -> None:
             inputs[k + 1] = step
 
 
+def _power(w: Writer, i: int, node: Node) -> None:
+    """Squares and cubes are products, as converters write them: int8 has no power."""
+    value = w.graph.tensors[node.inputs[1]].value
+    exponent = float(value.reshape(-1)[0]) if value is not None and value.size == 1 else 0.0
+    if exponent not in (2.0, 3.0):
+        _binary(w, i, node)
+        return
+    x, y = w.tensor(node.inputs[0]), w.tensor(node.outputs[0])
+    if exponent == 3.0:
+        square = w.temporary(w.tensors[x].shape)
+        w.emit("MUL", [x, x], [square], {}, (i,))
+        w.emit("MUL", [square, x], [y], {}, (i,))
+    else:
+        w.emit("MUL", [x, x], [y], {}, (i,))
+
+
 def _concat(w: Writer, i: int, node: Node) -> None:
     out = node.outputs[0]
     axis = w.axis(out, int(node.attrs.get("axis", 0)))
@@ -467,6 +483,6 @@ HANDLERS: dict[str, Callable[[Writer, int, Node], None]] = {
     "com.microsoft:FusedMatMul": _matmul, "Softmax": _softmax, "Pad": _pad, "Split": _split, "Slice": _slice,
     "Resize": _resize, "Gather": _gather, "DepthToSpace": _depth, "SpaceToDepth": _depth,
     "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm, "Cast": _cast, "Sum": _binary, "IsNaN": _nan_guard,
-    "Where": _nan_guard, "Reciprocal": _reciprocal, "Expand": _expand,
+    "Where": _nan_guard, "Reciprocal": _reciprocal, "Expand": _expand, "Pow": _power,
 }  # fmt: skip
 _BINARY["Sum"] = "ADD"

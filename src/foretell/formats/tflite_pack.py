@@ -20,7 +20,7 @@ _OP_VERSION = {
     "RESIZE_BILINEAR": (3, 3), "RESIZE_NEAREST_NEIGHBOR": (3, 3), "TRANSPOSE": (1, 2), "RELU": (1, 2), "RELU6": (1, 2),
     "SPLIT": (1, 2), "SPLIT_V": (1, 2), "STRIDED_SLICE": (1, 2), "SLICE": (1, 2), "LEAKY_RELU": (1, 2),
     "BATCH_MATMUL": (1, 2), "MAXIMUM": (1, 2), "MINIMUM": (1, 2), "DEPTH_TO_SPACE": (1, 2), "SPACE_TO_DEPTH": (1, 2),
-    "GATHER": (1, 2), "QUANTIZE": (1, 2), "DEQUANTIZE": (1, 2), "GELU": (1, 2), "SUM": (1, 2),
+    "BROADCAST_TO": (2, 2), "GATHER": (1, 2), "QUANTIZE": (1, 2), "DEQUANTIZE": (1, 2), "GELU": (1, 2), "SUM": (1, 2),
     "REDUCE_MAX": (1, 2), "SQUARED_DIFFERENCE": (1, 2), "RSQRT": (1, 2), "EXP": (1, 2), "ABS": (1, 2),
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ import numpy as np
 from foretell.errors import UnsupportedError
 from foretell.formats import is_tflite, read
 from foretell.formats.tflite import read_operators
+from foretell.formats.tflite_gelu import spelled_gelus
 from foretell.formats.tflite_nodes import FUSES, HANDLERS, LAYOUT_FREE, NHWC, SCALE, SPATIAL
 from foretell.formats.tflite_pack import Operator, Stored, Written, pack
 from foretell.formats.tflite_schema import SAME, VALID
@@ -252,7 +253,13 @@ class Writer:
         graph = self.graph
         inputs = [self.tensor(t) for t in graph.inputs]
         folded = graph.constant_nodes
+        gelus = {min(g.nodes): g for g in spelled_gelus(graph)}
+        self.done.update(i for g in gelus.values() for i in g.nodes)
         for i, node in enumerate(graph.nodes):
+            if i in gelus:
+                self.emit(
+                    "GELU", [self.tensor(gelus[i].x)], [self.tensor(gelus[i].y)], {}, tuple(sorted(gelus[i].nodes))
+                )
             if i in folded or i in self.done:
                 continue
             handler = HANDLERS.get(node.op_type)

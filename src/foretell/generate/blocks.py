@@ -1,9 +1,9 @@
 """Convolutional blocks with settings as real networks have them. Each takes (builder, random generator, input).
 
-They follow the published block designs: residual and bottleneck (He 2016), grouped (Xie 2017), inverted residual and
-squeeze-excite (Sandler 2018, Howard 2019), fused MBConv (Tan 2021), dense (Huang 2017), shuffle (Ma 2018), CSP (Wang
-2020), RepVGG (Ding 2021), inception (Szegedy 2015), ConvNeXt (Liu 2022), PoolFormer (Yu 2022), ghost (Han 2020),
-ASPP (Chen 2017), feature pyramids (Lin 2017).
+They follow the published block designs: residual and bottleneck (He 2016), pre-activated (He 2016b), grouped (Xie
+2017), grouped pointwise (Zhang 2018), inverted residual and squeeze-excite (Sandler 2018, Howard 2019), fused MBConv
+(Tan 2021), dense (Huang 2017), shuffle (Ma 2018), CSP (Wang 2020), RepVGG (Ding 2021), inception (Szegedy 2015),
+ConvNeXt (Liu 2022), PoolFormer (Yu 2022), ghost (Han 2020), ASPP (Chen 2017), feature pyramids (Lin 2017).
 """
 
 from __future__ import annotations
@@ -133,11 +133,39 @@ def shuffle(b: Builder, rng: Rng, x: str) -> str:
         y = b.conv(x, half, 1, act="relu")
         y = b.conv(b.conv(y, half, 3, stride=2, group=half), half, 1, act="relu")
     y = b.concat([left, y])
-    n, c, h, w = b.shape(y)
-    if c % 2:
-        return y
-    y = b.transpose(b.reshape(y, n, 2, c // 2, h, w), 0, 2, 1, 3, 4)
-    return b.reshape(y, n, c, h, w)
+    return y if b.shape(y)[1] % 2 else mix_groups(b, y, 2)
+
+
+def mix_groups(b: Builder, x: str, groups: int) -> str:
+    """Reorder channels so that every group of the next layer sees all groups of this one."""
+    n, c, h, w = b.shape(x)
+    return b.reshape(b.transpose(b.reshape(x, n, groups, c // groups, h, w), 0, 2, 1, 3, 4), n, c, h, w)
+
+
+def grouped_pointwise(b: Builder, rng: Rng, x: str) -> str:
+    """Grouped 1x1 convolutions around a depthwise one, channels mixed in between."""
+    c, group, stride = b.shape(x)[1], pick(rng, 2, 2, 3, 4, 8), pick(rng, 1, 1, 1, 2)
+    out = max(1, round(near(rng, c) / group)) * group
+    inner = max(1, round(out * pick(rng, 1, 1, 2, 4) / (group * pick(rng, 1, 2)))) * group
+    y = b.conv(x, inner, 1, group=group if c % group == 0 else 1, act="relu")
+    y = mix_groups(b, y, group) if rng.random() < 0.8 else y
+    y = b.conv(y, inner, pick(rng, 3, 3, 5), stride=stride, group=inner, act="relu" if rng.random() < 0.5 else "")
+    y = b.conv(y, out, 1, group=group)
+    return b.add(x, y) if b.shape(y) == b.shape(x) else y
+
+
+def preactivated(b: Builder, rng: Rng, x: str) -> str:
+    """Normalise and clip before each convolution; sometimes a pooled branch beside them."""
+    c = b.shape(x)[1]
+    out = c if rng.random() < 0.7 else near(rng, c, 1.0, 2.0)
+    norm = rng.random() < 0.6
+    y = x
+    for _ in range(pick(rng, 1, 2)):
+        y = b.act(b.batch_norm(y) if norm else y, "relu")
+        y = b.conv(y, out, pick(rng, 1, 3, 3), bias=not norm)
+    if rng.random() < 0.4:
+        y = b.add(y, b.pool(y, ("AveragePool", "AveragePool", "MaxPool")[int(rng.integers(3))], 3, 1))
+    return b.add(x, y) if out == c else y
 
 
 def csp(b: Builder, rng: Rng, x: str) -> str:
@@ -297,5 +325,5 @@ def weighted_gate(b: Builder, rng: Rng, x: str) -> str:
 BLOCKS: tuple[tuple[Block, float], ...] = (
     (residual, 2.0), (bottleneck, 3.0), (inverted, 4.0), (separable, 1.5), (fused_mb, 1.5), (dense, 1.0), (shuffle, 1.0),
     (csp, 1.2), (rep, 1.2), (inception, 1.2), (convnext, 1.5), (plain, 2.5), (metaformer, 0.8), (ghost, 0.5),
-    (aspp, 0.6), (dilated, 0.6), (pyramid, 0.8), (weighted_gate, 0.5),
+    (aspp, 0.6), (dilated, 0.6), (pyramid, 0.8), (weighted_gate, 0.5), (grouped_pointwise, 0.8), (preactivated, 1.0),
 )  # fmt: skip

@@ -26,7 +26,13 @@ def _limit(rng: Rng) -> float:
 
 
 def cnn(b: Builder, rng: Rng, scale: float) -> None:
-    """Stem, then stages of blocks with falling resolution, then a head."""
+    """Stem, then stages of blocks with falling resolution, then a head. One in five starts deep inside a network: many
+    channels, few pixels."""
+    if rng.random() < 0.2:
+        side = pick(rng, 4, 5, 6, 7, 7, 7, 8, 8, 10, 12, 14, 14, 14, 16, 20)
+        x = b.input((1, channels(rng, 96, 1024), side, side))
+        _stages(b, rng, x, 1152 * scale**0.5)
+        return
     size = pick(rng, 32, 64, 96, 112, 128, 160, 192, 224, 224, 224, 256, 256, 288, 320, 384, 512)
     size = max(16, int(size * scale**0.25) // 16 * 16)
     width = size if rng.random() < 0.85 else max(16, int(size * rng.uniform(0.5, 1.5)) // 8 * 8)
@@ -41,6 +47,11 @@ def cnn(b: Builder, rng: Rng, scale: float) -> None:
         x = b.conv(x, channels(rng, 32, 128), 4, stride=4, pad=0)
     else:
         x = b.conv(x, channels(rng, 16, 64), 3, act=act(rng))
+    _stages(b, rng, x, 640 * max(scale, 0.3) ** 0.5)
+
+
+def _stages(b: Builder, rng: Rng, x: str, widest: float) -> None:
+    """Blocks with falling resolution, brought back to fewer channels beyond ``widest``, then a head."""
     family = [i for i, (_, w) in enumerate(BLOCKS) for _ in range(round(w * 10))]
     kinds = [family[int(rng.integers(len(family)))] for _ in range(pick(rng, 1, 2, 3, 4))]
     for _ in range(pick(rng, 2, 3, 4, 5, 6, 8)):
@@ -54,8 +65,8 @@ def cnn(b: Builder, rng: Rng, scale: float) -> None:
         if min(b.shape(x)[2:]) < 4:
             break
         x = block(b, rng, x)
-        if b.shape(x)[1] > 640 * max(scale, 0.3) ** 0.5:
-            x = b.conv(x, channels(rng, 32, max(48, int(512 * scale**0.5))), 1)
+        if b.shape(x)[1] > widest:
+            x = b.conv(x, channels(rng, 32, max(48, int(0.8 * widest))), 1)
     head(b, rng, x)
 
 
