@@ -85,6 +85,16 @@ def test_buffers_and_terms() -> None:
     )
 
 
+def test_a_computed_operand_is_kept_transposed_a_constant_one_is_not() -> None:
+    b = Builder("products")
+    x = b.input((1, 4, 64, 32))
+    x = b.op("MatMul", [x, b.input((1, 4, 32, 48))])
+    b.output(b.op("MatMul", [x, b.weight(48, 16)]))
+    graph = read(write_onnx(b.graph()))
+    lowered = lower(graph, [Kernel((i,), n.op_type) for i, n in enumerate(graph.nodes)])
+    assert terms_of(graph, lowered)["operands"] == 4 * 32 * 48 * 4
+
+
 def test_same_padding_is_tflites() -> None:
     assert same_padding((1, 1, 1, 1), (3, 3), (1, 1), (1, 1), (8, 8), (8, 8))
     assert same_padding((0, 0, 1, 1), (3, 3), (2, 2), (1, 1), (8, 8), (4, 4))

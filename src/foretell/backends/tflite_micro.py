@@ -28,7 +28,7 @@ class Backend:
 
     name = "tflite_micro"
     estimate = True
-    spaces = ("cnn", "kernels")
+    spaces = ("cnn", "transformer", "hybrid", "kernels")
     precisions = ("int8", "f32")
 
     def version(self) -> str:

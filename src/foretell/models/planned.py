@@ -3,9 +3,9 @@
 The peak is a plan and what is kept besides. The plan places the buffers between kernels by their times of life, the
 largest first, each as low as it goes (the greedy planner of TensorFlow Lite Micro, and of XNNPACK's workspace:
 https://github.com/tensorflow/tflite-micro, ``docs/memory_management.md``). What is kept besides is a sum of terms:
-packed weights by layer type, pointers to the pixels under a window (indirection), something for every kernel, channel
-and constant, the buffers of in- and outputs. Coefficients are learned from measured peaks and never negative; so is
-which of the planner's rules hold.
+packed weights by layer type, pointers to the pixels under a window (indirection), copies of computed operands of
+matrix products, something for every kernel, channel and constant, the buffers of in- and outputs. Coefficients are
+learned from measured peaks and never negative; so is which of the planner's rules hold.
 """
 
 from __future__ import annotations
@@ -181,6 +181,9 @@ def terms_of(graph: Graph, lowered: Lowered) -> Counter[str]:
                 out[name] += pointers
             if node.op.category in ("conv", "conv_transpose") and node.view.outs[0] is not None:
                 out["channels"] += node.view.outs[0].shape[1]
+            operand = node.view.ins[1] if node.op.macs is not None and len(node.view.ins) > 1 else None
+            if operand is not None and not operand.const:
+                out["operands"] += operand.nbytes  # kernels that multiply by rows keep a transposed copy
             for t in graph.nodes[n].inputs:
                 if t and t not in seen and graph.tensors[t].const:
                     seen.add(t)

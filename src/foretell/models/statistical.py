@@ -35,6 +35,7 @@ class Statistical:
     hidden: tuple[int, ...] = _ALIGNMENT  # features that the trees do not see
     more = 0  # features that they may see besides
     trust = 0.0  # how far, in log units, the trees must disagree with the analytical model to be heard
+    sound: frozenset[str] = frozenset()  # layer types of which the analytical model knows more than the trees
     # Cross-validated on generated networks, 60 quick steps are as good as 200 slow ones, and predict in a third of the time.
     trees = 60
     rate = 0.16
@@ -100,7 +101,10 @@ class Statistical:
         use = which[first] >= 0
         residual = np.zeros(len(first))
         residual[use] = self._set.predict(unique[use], which[first][use])
-        seconds *= np.exp(trusting(np.clip(residual, -5.0, 5.0), self.trust))[inverse]
+        factor = np.exp(trusting(np.clip(residual, -5.0, 5.0), self.trust))[inverse]
+        if self.sound:
+            factor[[i for i, g in enumerate(table.groups) if g in self.sound]] = 1.0
+        seconds *= factor
         return seconds
 
     def known(self, table: Table) -> Array:
@@ -113,7 +117,14 @@ class Statistical:
         names = sorted(self.forests_)
         for i, g in enumerate(names):
             arrays.update(self.forests_[g].arrays(f"{self.name}.{i}"))
-        return {"base": base, "groups": self.groups_, "forests": names, "trust": self.trust}, arrays
+        told = {
+            "base": base,
+            "groups": self.groups_,
+            "forests": names,
+            "trust": self.trust,
+            "sound": sorted(self.sound),
+        }
+        return told, arrays
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -124,6 +135,7 @@ class Statistical:
             model.groups_ = {str(g): int(i) for g, i in data["groups"].items()}
             names = [str(g) for g in data["forests"]]
             model.trust = float(data.get("trust", 0.0))
+            model.sound = frozenset(str(g) for g in data.get("sound", ()))
             if not 0.0 <= model.trust <= 100.0:
                 raise ValueError("trust")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
