@@ -22,7 +22,7 @@ from foretell.models.table import Table
 Array = np.ndarray[Any, Any]
 MIN_ROWS = 12  # kernels of a layer type, below which it is priced as "any other"
 OTHER = "*"
-DIMENSIONS = ("n", "k", "m", "out_w")  # output channels, inner dimension, rows, row length
+DIMENSIONS = ("n", "depth", "m", "out_w")  # output channels, input channels or inner dimension, rows, row length
 PARS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
