@@ -174,6 +174,25 @@ def zoo(form: str) -> None:
     tables.show(*sheets.zoo([api.read_model(api.ZOO + n) for n in api.zoo_names()]), form)
 
 
+@app.command(
+    epilog="Examples:  foretell show ethos-u55-128 --formula   |   foretell show ort --mapping --top -1   |   "
+    "foretell show ort --steps --format json"
+)
+@click.argument("target")
+@click.option("--formula", is_flag=True, help="Time of each layer type as a sum to paste into a spreadsheet or C.")
+@click.option("--mapping", is_flag=True, help="Which nodes run as one kernel: the learned rules.")
+@click.option("--steps", is_flag=True, help="Rates of each layer type, and the steps in which the device works.")
+@click.option("--top", default=12, show_default=True, help="How many lines of each; -1 for all.")
+@format_option
+def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form: str) -> None:
+    """Show what the predictor of TARGET has learned, in words and formulas; all of it unless a part is named."""
+    from foretell import api
+    from foretell.report import anatomy, tables
+
+    asked = tuple(p for p, given in zip(anatomy.PARTS, (formula, mapping, steps), strict=True) if given)
+    tables.show(*anatomy.anatomy(api.load(target), asked or anatomy.PARTS, top), form)
+
+
 @app.group(
     invoke_without_command=True,
     epilog="Examples:  foretell targets --format json   |   foretell targets add my-board.toml   |   "

@@ -24,6 +24,7 @@ from foretell.graph.precision import as_int8, is_quantised
 from foretell.models.accelerators import closed_form
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
+from foretell.models.flydel import Flydel
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
@@ -36,7 +37,7 @@ from foretell.records import KernelPrediction, Measurement, Prediction, Target, 
 
 Array = np.ndarray[Any, Any]
 LAYER_MODELS: Mapping[str, type[LayerModel]] = {
-    "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed,
+    "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed, "flydel": Flydel,
 }  # fmt: skip
 METHODS = ("default", *LAYER_MODELS)
 _BLENDED = ("refined_roofline", "statistical", "mixed")

@@ -1,0 +1,105 @@
+"""What a predictor holds, for people to read: formulas, fusion rules, steps of alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foretell import units
+from foretell.errors import UsageError
+from foretell.models.flydel import PROPERTIES, Flydel, formula
+from foretell.models.roofline import RefinedRoofline
+from foretell.predictor.stack import Predictor
+from foretell.report.sheets import Shown
+from foretell.report.tables import Sheet
+
+PARTS = ("formula", "mapping", "steps")
+
+
+def anatomy(predictor: Predictor, parts: tuple[str, ...], top: int) -> Shown:
+    """The asked ``parts`` of ``predictor``, at most ``top`` lines of each (-1: all).
+
+    Raises:
+        UsageError: it prices no kernels, so that there is nothing to show.
+    """
+    if not predictor.layers_:
+        raise UsageError(f"{predictor.target.name} predicts memory alone: it has no kernels to show")
+    makers = {"formula": _formulas, "mapping": _mapping, "steps": _steps}
+    sheets: list[Sheet] = []
+    data: dict[str, Any] = {"target": predictor.target.name}
+    for part in parts:
+        sheet, data[part] = makers[part](predictor, top)
+        sheets += sheet
+    return sheets, data
+
+
+def _cut(rows: Sequence[tuple[str, ...]], top: int) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    if top < 0 or len(rows) <= top:
+        return tuple(rows), ()
+    return tuple(rows[:top]), (f"{len(rows) - top} more: --top -1",)
+
+
+def _formulas(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
+    flydel = predictor.layers_["flydel"]
+    assert isinstance(flydel, Flydel)
+    unit = "pJ" if predictor.of_energy else "us"
+    rows = [(g, str(len(t)), formula(t)) for g, t in sorted(flydel.terms_.items())]
+    shown, notes = _cut(rows, top)
+    used = {t.name for terms in flydel.terms_.values() for t in terms}
+    words = tuple((name, what) for name, what in PROPERTIES.items() if name in used and name != "one")
+    head = f"{predictor.target.name}: {unit} of a kernel by layer type (method flydel)"
+    data = {
+        "formulas": {
+            g: {"text_us": formula(t), "terms_s": {x.name: x.seconds for x in t}}
+            for g, t in sorted(flydel.terms_.items())
+        },
+        "properties": dict(words),
+    }
+    sheets = [
+        Sheet(("layer type", "parameters", unit), shown, head, notes, (1,)),
+        Sheet(("property", "meaning"), words),
+    ]
+    return sheets, data
+
+
+def _mapping(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
+    mapping = predictor.mapping_
+    rules = sorted((r for rs in mapping.rules.values() for r in rs), key=lambda r: (-r.right, r.pattern))
+    fused = [r for r in rules if r.size > 1 or not r.label]
+    rows = [(r.pattern, r.label or "(nothing runs)", str(r.right), str(r.wrong)) for r in fused]
+    shown, notes = _cut(rows, top)
+    head = (
+        f"{predictor.target.name}: {len(fused)} rules of fusion. x0 an activation from outside, c a constant, "
+        "[b] in the blocked layout, ! read outside, too"
+    )
+    sheets = [Sheet(("pattern", "runs as", "right", "wrong"), shown, head, notes, (2, 3))]
+    follows = [(key, "blocked" if yes else "plain") for key, yes in sorted(mapping.follows.items())]
+    if any(yes == "blocked" for _, yes in follows):
+        part, more = _cut(follows, top)
+        head = (
+            f"layouts: conversions {mapping.to_blocked or '-'} and {mapping.to_plain or '-'}; what follows its inputs"
+        )
+        sheets.append(Sheet(("op | inputs", "runs"), part, head, more))
+    data = {
+        "rules": [{"pattern": r.pattern, "label": r.label, "right": r.right, "wrong": r.wrong} for r in rules],
+        "follows": mapping.follows, "to_blocked": mapping.to_blocked, "to_plain": mapping.to_plain,
+    }  # fmt: skip
+    return sheets, data
+
+
+def _steps(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
+    refined = predictor.layers_["refined_roofline"]
+    assert isinstance(refined, RefinedRoofline)
+    rows: list[tuple[str, ...]] = []
+    data: dict[str, Any] = {}
+    for group, r in sorted(refined.rates_.items()):
+        steps = ", ".join(f"{d}: par {par}, alpha {alpha:g}" for d, par, alpha in r.steps) or "-"
+        rows.append((group, units.count(r.op_s), units.size(r.bytes_s), units.seconds(r.overhead_s), steps))
+        data[group] = {
+            "op_s": r.op_s, "bytes_s": r.bytes_s, "overhead_s": r.overhead_s,
+            "steps": [{"dimension": d, "par": par, "alpha": alpha} for d, par, alpha in r.steps],
+        }  # fmt: skip
+    shown, notes = _cut(rows, top)
+    head = f"{predictor.target.name}: rates and steps of alignment by layer type (method refined_roofline)"
+    titles = ("layer type", "operations/s", "bytes/s", "overhead", "steps")
+    return [Sheet(titles, shown, head, notes, (1, 2, 3))], data
