@@ -16,7 +16,7 @@ from foretell.cli import app
 from foretell.store import Store
 from tests.models import conv_relu, model, node
 
-VERBS = ("predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show")
+VERBS = ("predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show", "recalibrate")
 
 
 def run(*args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:

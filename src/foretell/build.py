@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from foretell import __version__, backends, devices
-from foretell.api import zoo_bytes, zoo_names
+from foretell.api import load, zoo_bytes, zoo_names
 from foretell.backends import remote
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, run_campaign, worker_cpus
 from foretell.devices import Device
-from foretell.errors import FitError, MeasurementError, TargetError
+from foretell.errors import FitError, MeasurementError, TargetError, UsageError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
 from foretell.graph.ir import Graph
 from foretell.host import cpu_name as cpu_name
+from foretell.models.recalibration import choose
 from foretell.predictor.evaluate import FAMILIES
 from foretell.predictor.judge import judge
 from foretell.predictor.stack import Predictor
@@ -248,6 +249,43 @@ def measure_models(
         raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]
+
+
+_POOL = 48  # generated networks that a recalibration chooses from
+_QUICK_S = 0.06  # of a network that is run for it
+
+
+def recalibrate(name: str, store: Store, output: Path, tell: Tell, *, runs: int = 10, seed: int = 0) -> Predictor:
+    """Adapt a predictor to this unit from ``runs`` local runs of generated networks, chosen for what they tell.
+
+    It is saved to ``output`` if it is better than before by more than chance (``unit_.needed``).
+
+    Raises:
+        UsageError: the target is an estimate of a tool, which is the same on every unit, or has no latency.
+        FitError: too few usable runs.
+    """
+    predictor = load(name)
+    backend = backends.get(predictor.target.backend)
+    if backend.estimate:
+        raise UsageError(f"{predictor.target.name} is a tool's estimate: it is the same on every unit")
+    backend.version()
+    # Seeds apart from those of any plan.
+    plan = make_plan(60.0, seed=900 + seed, spaces=backend.spaces)[:_POOL]
+    pool = []
+    for i, entry in enumerate(plan):
+        tell("planning", (i + 1) / len(plan), None, entry.name)
+        pool.append((entry.name, write_onnx(entry.graph())))
+    graphs = [read(data, name=label) for label, data in pool]
+    parts = predictor.by_bound(graphs)
+    quick = [i for i in range(len(pool)) if 2e-4 < parts[i].sum() < _QUICK_S] or list(range(len(pool)))
+    chosen = [quick[i] for i in choose(parts[quick], runs)]
+    rows = measure_models(store, predictor.target, [pool[i] for i in chosen], protocol.PROCESSES, tell)
+    known = {graph_hash(pool[i][1]): graphs[i] for i in chosen}
+    good = [m for m in rows if m.verdict == "ok" and m.latency_s]
+    own = predictor.recalibrated([known[m.graph] for m in good], np.array([m.latency_s for m in good], float))
+    if own.unit_ is not None and own.unit_.needed:
+        own.save(output)
+    return own
 
 
 def add_device(file: Path, *, check: bool = True, force: bool = False) -> tuple[Device, str]:

@@ -307,6 +307,42 @@ def _store(path: Path | None) -> Any:
 
 
 @app.command(
+    epilog="Examples:  foretell recalibrate ort   |   foretell recalibrate litert-int8 --runs 20   |   "
+    "foretell recalibrate my-board --output my-unit"
+)
+@click.argument("target")
+@click.option("--runs", type=click.IntRange(4, 200), default=10, show_default=True, help="Networks to run.")
+@click.option("--seed", type=click.IntRange(0, 1000), default=0, show_default=True, help="Seed of their choice.")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
+)
+@store_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def recalibrate(
+    target: str, runs: int, seed: int, output: Path | None, store: Path | None, quiet: bool, form: str
+) -> None:
+    """Adapt the predictor of TARGET to this unit from a few local runs, and say whether that was needed.
+
+    If it was, the adapted predictor goes before the shipped one; delete its folder to have that back.
+    """
+    from foretell import api
+    from foretell import build as journey
+    from foretell.predictor.persist import check_folder
+    from foretell.report import anatomy, tables
+    from foretell.report.progress import ProgressLine
+
+    where = output or api.home() / "predictors" / api.load(target).target.name
+    check_folder(where)
+    with ProgressLine("recalibrating", quiet=quiet) as line:
+        own = journey.recalibrate(
+            target, _store(store), where,
+            lambda stage, share, left, text: line.update(share, left, text), runs=runs, seed=seed,
+        )  # fmt: skip
+    tables.show(*anatomy.unit(own, where), form)
+
+
+@app.command(
     epilog="Examples:  foretell measure model.onnx zoo:resnet18 --processes 6   |   foretell measure m.onnx --target my-board"
 )
 @click.argument("models", nargs=-1, required=True)

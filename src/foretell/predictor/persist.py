@@ -28,6 +28,7 @@ from foretell.models.features import DOMAIN_WIDTH, NAMES
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel
+from foretell.models.recalibration import Recalibration
 from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
 from foretell.records import Target
 
@@ -98,6 +99,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "energy": energy,
         "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
         "domain": sorted(predictor.domain_),
+        "unit": predictor.unit_.to_dict() if predictor.unit_ is not None else None,
         "card": predictor.card,
     }
     return manifest, arrays
@@ -236,5 +238,6 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         energy_=energy,
         conformal_=conformal,
         domain_=domain,
+        unit_=None if manifest.get("unit") is None else Recalibration.from_dict(manifest["unit"]),
         card=card,
     )

@@ -29,6 +29,7 @@ from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
 from foretell.models.planned import PlannedMemory
+from foretell.models.recalibration import CLASSES, Recalibration
 from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
@@ -67,6 +68,7 @@ class Predictor:
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
+    unit_: Recalibration | None = None  # what tells the user's unit from the one that was measured
     card: dict[str, Any] = field(default_factory=dict)
     _lowered: WeakKeyDictionary[Graph, Lowered] = field(default_factory=WeakKeyDictionary, repr=False)
     _quantised: WeakKeyDictionary[Graph, Graph] = field(default_factory=WeakKeyDictionary, repr=False)
@@ -328,7 +330,44 @@ class Predictor:
         features, total = self._network_inputs(table, lowered, kernel_s, len(graphs))
         factor = self.networks_.get(method, NetworkModel.identity()).factor(features)
         coverage = self._coverage(table, lowered, kernel_s)
-        return _Estimate(lowered, table, kernel_s * factor[table.graph], total * factor, coverage)
+        kernel_s, total = kernel_s * factor[table.graph], total * factor
+        if self.unit_ is not None:
+            kernel_s = self.unit_.apply(kernel_s, self._bounds(table))
+            total = np.bincount(table.graph, weights=kernel_s, minlength=len(graphs))
+        return _Estimate(lowered, table, kernel_s, total, coverage)
+
+    def _bounds(self, table: Table) -> list[str]:
+        """What limits each kernel."""
+        out: list[str] = self.layers_["refined_roofline"].bound(table)  # type: ignore[attr-defined]
+        return out
+
+    def by_bound(self, graphs: Sequence[Graph]) -> Array:
+        """Predicted seconds by what limits the kernels, (graphs, 3), as :mod:`foretell.models.recalibration` orders them."""
+        e = self._estimate([self.as_run(g) for g in graphs], "default")
+        bounds = np.array(self._bounds(e.table))
+        count = len(graphs)
+        columns = [np.bincount(e.table.graph, weights=e.kernel_s * (bounds == c), minlength=count) for c in CLASSES]
+        return np.column_stack(columns)
+
+    def recalibrated(self, graphs: Sequence[Graph], measured: Array) -> Predictor:
+        """This predictor for the unit on which ``graphs`` took ``measured`` seconds, (graphs,); intervals from those runs
+        where they are wider.
+
+        Raises:
+            UsageError: it predicts no latency.
+            FitError: too few runs.
+        """
+        if not self.layers_:
+            raise UsageError(f"{self.target.name} has no latency to recalibrate")
+        shipped = replace(self, unit_=None)
+        unit = Recalibration.fit(shipped.by_bound(graphs), measured)
+        own = replace(shipped, unit_=unit, conformal_=dict(self.conformal_), card={**self.card, "unit": unit.to_dict()})
+        left = np.log(measured / own.latencies_s(graphs))
+        told = self.conformal_.get("latency_s")
+        seen = Conformal.fit(left, np.ones(len(left)))
+        if told is not None and seen.quantile > told.quantile and len(left) >= 9:
+            own.conformal_["latency_s"] = seen
+        return own
 
     def latencies_s(self, graphs: Sequence[Graph], method: str = "default") -> Array:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
@@ -363,7 +402,7 @@ class Predictor:
         if not self.layers_:
             return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
-        bounds = self.layers_["refined_roofline"].bound(e.table)  # type: ignore[attr-defined]
+        bounds = self._bounds(e.table)
         fitted = self._fitted(e.table)
         outside = self._outside(e.table)
         starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in e.lowered])])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from foretell import units
 from foretell.errors import UsageError
 from foretell.models.flydel import PROPERTIES, Flydel, formula
+from foretell.models.recalibration import CLASSES
 from foretell.models.roofline import RefinedRoofline
 from foretell.predictor.stack import Predictor
 from foretell.report.sheets import Shown
@@ -31,6 +33,28 @@ def anatomy(predictor: Predictor, parts: tuple[str, ...], top: int) -> Shown:
         sheet, data[part] = makers[part](predictor, top)
         sheets += sheet
     return sheets, data
+
+
+def unit(predictor: Predictor, folder: Path) -> Shown:
+    """What a recalibration found, and where the predictor went."""
+    found = predictor.unit_
+    assert found is not None
+    factors = ", ".join(f"{name} x{f:.3f}" for name, f in zip(CLASSES, found.factors, strict=True))
+    done = f"saved to {folder}" if found.needed else "not needed: the predictor stays as it is"
+    rows = (
+        (
+            predictor.target.name,
+            str(found.runs),
+            units.percent(found.before),
+            units.percent(found.after),
+            factors,
+            done,
+        ),
+    )
+    titles = ("target", "runs", "error before", "error after", "factors", "outcome")
+    head = f"{predictor.target.name} on this unit; errors are means over the runs, each judged with the others' factors"
+    data = {"target": predictor.target.name, **found.to_dict(), "folder": str(folder) if found.needed else None}
+    return [Sheet(titles, rows, head, (), (1, 2, 3))], data
 
 
 def _cut(rows: Sequence[tuple[str, ...]], top: int) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
