@@ -154,12 +154,16 @@ def predict(
     "--html m.html --png m.png"
 )
 @click.argument("model")
-@click.option("--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor.")
+@click.option(
+    "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
+)
 @shape_option
 @batch_option
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page, one file without links.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot: roofline and time line.")
-@click.option("--top", type=click.IntRange(-1), default=10, show_default=True, help="How much advice to show; -1 for all.")
+@click.option(
+    "--top", type=click.IntRange(-1), default=10, show_default=True, help="How much advice to show; -1 for all."
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def explain(

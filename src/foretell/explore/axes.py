@@ -13,6 +13,12 @@ from collections.abc import Iterable, Mapping
 from foretell.explore.axis_rules import Axis, rule_of
 from foretell.graph.ir import Graph, Shape, Tensor
 
+_ROUNDS = 100  # in which a change reaches all that follows from it
+
+
+# What a rule can stumble over in a node that lacks an input, or whose attributes make no sense.
+ODD = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, AttributeError)
+
 
 class Refused(Exception):
     """The change would break the network, or nothing is known of what it would do."""
@@ -44,7 +50,10 @@ class Axes:
                 understood = False
             else:
                 rule = rule_of(node.op_type)
-                understood = rule is not None and rule(self, i, node)
+                try:
+                    understood = rule is not None and rule(self, i, node)
+                except ODD:
+                    understood = False
             if not understood:
                 for t in filter(None, (*node.inputs, *node.outputs)):
                     self.fix_from(t, 0)
@@ -130,8 +139,12 @@ class Axes:
 
         for axis, size in wanted.items():
             put(axis, size)
+        rounds = 0
         while fresh:
             fresh.clear()
+            rounds += 1
+            if rounds > _ROUNDS:
+                raise Refused("it goes too far")
             for whole, part, k in self.multiples:
                 if self.find(part) in new:
                     put(whole, now(part) * k)

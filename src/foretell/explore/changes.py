@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from foretell.explore.axes import Axes, Refused
 from foretell.explore.axis_rules import Axis
-from foretell.explore.rewrite import replaced, widened, with_sides, with_window
+from foretell.explore.rewrite import has_window, replaced, widened, with_sides, with_window
 from foretell.graph.ir import Graph, Node
 from foretell.graph.ops import op_type
 
 STEPS = (8, 16, 32)  # widths that devices like: lanes of a vector unit, sides of an array of multipliers
 _LARGEST = 64
+_MOST_NODES = 20_000  # of a graph whose widths are worth looking at
+_MOST_APART = 64  # widths that are tried one by one where they cannot change together
 MOST_CHANGE = 0.34  # of a width; more is another network
 _SIDE = 32  # what an image's side is a multiple of: most networks halve it five times
 _WINDOWS = ((7, 5), (7, 3), (5, 3))
@@ -23,6 +25,7 @@ _SMOOTH = frozenset((
     "HardSwish", "Gelu", "Swish", "Mish", "Elu", "Selu", "Celu", "Softplus", "com.microsoft:Gelu",
     "com.microsoft:FastGelu", "com.microsoft:QuickGelu",
 ))  # fmt: skip
+_GATES = ("Sigmoid", "HardSigmoid")
 _FUSIBLE = frozenset(("Relu", "Clip", "LeakyRelu", "HardSwish", "Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Add"))
 _HEAVY = ("conv", "conv_transpose", "matmul")
 
@@ -41,7 +44,9 @@ class Change(NamedTuple):
 Alone = Sequence[tuple[int, ...]]  # the nodes of each kernel that the target runs
 
 
-def changes(graph: Graph, kernels: Alone, fuses: Callable[[str, str], bool], steps: Sequence[int] = ()) -> Iterator[Change]:
+def changes(
+    graph: Graph, kernels: Alone, fuses: Callable[[str, str], bool], steps: Sequence[int] = ()
+) -> Iterator[Change]:
     """All changes of ``graph``, made when they are asked for.
 
     Args:
@@ -64,6 +69,8 @@ def _names(graph: Graph, nodes: Sequence[int]) -> tuple[str, ...]:
 
 
 def _channels(graph: Graph, steps: Sequence[int]) -> Iterator[Change]:
+    if len(graph.nodes) > _MOST_NODES:
+        return
     axes = Axes(graph)
     of_size: dict[int, list[Axis]] = {}
     for root in dict.fromkeys([*axes.producers, *sorted(axes.taken)]):
@@ -76,7 +83,9 @@ def _channels(graph: Graph, steps: Sequence[int]) -> Iterator[Change]:
             for new in (down, down + step):
                 if size % step and new not in done and new > 0 and abs(new - size) <= MOST_CHANGE * size:
                     done.add(new)
-                    yield from _width(axes, {r: new for r in roots}, f"{size} channels to {new}", f"width {size}", step)
+                    yield from _width(
+                        axes, dict.fromkeys(roots, new), f"{size} channels to {new}", f"width {size}", step
+                    )
     for step in steps:
         near = {
             r: max(step, (size + step // 2) // step * step)
@@ -94,6 +103,8 @@ def _width(axes: Axes, wanted: Mapping[Axis, int], title: str, group: str, step:
         kept: Mapping[Axis, int] = wanted
     except Refused:
         kept = {}
+        if len(wanted) > _MOST_APART:
+            return
         for root, size in wanted.items():  # those that can be changed on their own
             try:
                 axes.spread({**kept, root: size})
@@ -124,13 +135,7 @@ def _windows(graph: Graph) -> Iterator[Change]:
                 if n.op_type == "Conv" and graph.tensors[n.inputs[1]].shape[2:] == (old, old)
                 and (int(n.attrs.get("group", 1) or 1) > 1) == depthwise
             ]  # fmt: skip
-            fitting = []
-            for i in at:
-                try:
-                    with_window(graph, [i], new)
-                    fitting.append(i)
-                except Refused:
-                    pass
+            fitting = [i for i in at if has_window(graph, i, new)]
             if fitting:
                 try:
                     changed = with_window(graph, fitting, new)
@@ -162,11 +167,12 @@ def _resolution(graph: Graph) -> Iterator[Change]:
 def _activations(graph: Graph) -> Iterator[Change]:
     found: dict[tuple[str, str], list[tuple[int, dict[int, Node | None]]]] = {}
     gates: set[int] = set()
-    for i, node in enumerate(graph.nodes):
+    whole = [(i, n) for i, n in enumerate(graph.nodes) if all(n.inputs[:1]) and n.inputs and n.outputs and n.outputs[0]]
+    for i, node in whole:
         if node.op_type == "Mul" and len(node.inputs) == 2:  # x * sigmoid(x)
             for x, gate in (node.inputs, node.inputs[::-1]):
                 g = graph.producer.get(gate, -1)
-                hit = g >= 0 and graph.nodes[g].op_type in ("Sigmoid", "HardSigmoid") and graph.nodes[g].inputs[0] == x
+                hit = g >= 0 and graph.nodes[g].op_type in _GATES and graph.nodes[g].inputs[:1] == (x,)
                 if hit and graph.consumers.get(gate) == (i,) and gate not in graph.outputs:
                     gates.add(g)
                     relu = Node(node.name, "Relu", (x,), node.outputs, {})
@@ -176,7 +182,7 @@ def _activations(graph: Graph) -> Iterator[Change]:
             relu = Node(node.name, "Relu", node.inputs[:1], node.outputs[:1], {})
             if graph.tensors[node.outputs[0]].shape == graph.tensors[node.inputs[0]].shape:
                 found.setdefault((node.op_type.rpartition(":")[2], "Relu"), []).append((i, {i: relu}))
-    for i, node in enumerate(graph.nodes):
+    for i, node in whole:
         if node.op_type == "Sigmoid" and i not in gates:
             found.setdefault(("Sigmoid", "HardSigmoid"), []).append((i, {i: node._replace(op_type="HardSigmoid")}))
     for (old, new), places in found.items():
@@ -200,7 +206,7 @@ def _fusing(graph: Graph, kernels: Alone, fuses: Callable[[str, str], bool]) -> 
             continue
         node = graph.nodes[nodes[0]]
         folds = node.op_type == "BatchNormalization"
-        if not folds and node.op_type not in _FUSIBLE:
+        if (not folds and node.op_type not in _FUSIBLE) or not node.outputs or not node.outputs[0]:
             continue
         y = node.outputs[0]
         for x in node.inputs:

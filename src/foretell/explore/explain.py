@@ -31,6 +31,7 @@ Array = np.ndarray[Any, Any]
 BOUNDS = ("compute", "memory", "overhead")
 LEAST = 0.01  # share of the latency below which a saving is not told
 BUDGET_S = 20.0  # after which no further change is tried
+_LARGE = 5000  # nodes, from which one changed network is enough at a time
 _AT_ONCE = 6  # changed networks that are predicted together
 _POWERS = (4, 8, 16, 32, 64)  # fitted steps that hardware has; others fit the noise
 _ROOFS = 3  # layer types with a roof of their own in the plot
@@ -212,7 +213,7 @@ def _worth(
 
     for change in changes(graph, [k.nodes for k in lowered.kernels], _fuses(predictor), sorted(steps)):
         batch.append(change)
-        if len(batch) >= _AT_ONCE:
+        if len(batch) >= (_AT_ONCE if len(graph.nodes) < _LARGE else 1):
             settle()
         spent = time.monotonic() - start
         if report is not None:
@@ -236,7 +237,7 @@ def _fuses(predictor: Predictor) -> Callable[[str, str], bool]:
     """Whether the learned mapping knows a kernel that ends with an op type right behind another; an Add counts if it
     adds two activations, not a bias."""
     known: set[tuple[str, str]] = set()
-    for op, rules in predictor.mapping_.rules.items():
+    for rules in predictor.mapping_.rules.values():
         for r in rules:
             found = _BEHIND.match(r.pattern)
             if found and (found[1] != "Add" or found[2] or _RESIDUAL.search(r.pattern)):

@@ -13,14 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from foretell.errors import ForetellError
-from foretell.explore.axes import Axes, Refused
+from foretell.explore.axes import ODD, Axes, Refused
 from foretell.explore.axis_rules import Axis, matched
 from foretell.graph.check import check
 from foretell.graph.ir import Graph, Node, Shape, Tensor
 from foretell.graph.ops import SHAPE_RULES, op_type
 from foretell.graph.shapes import Unknown, View, infer
 
-_ODD = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, AttributeError)
 _VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _SIZED = {"Reshape": 1, "Expand": 1, "Resize": 3}  # which input holds the shape of what they write
 
@@ -70,24 +69,35 @@ def with_window(graph: Graph, convs: Iterable[int], size: int) -> Graph:
     """The graph whose convolutions ``convs`` have windows of ``size`` x ``size``; what they write keeps its shape."""
     nodes, tensors = list(graph.nodes), dict(graph.tensors)
     for i in convs:
-        node = nodes[i]
-        w = tensors[node.inputs[1]]
-        attrs = dict(node.attrs)
-        dilations = attrs.get("dilations") or (1,) * (len(w.shape) - 2)
-        if w.shape[2:] != graph.tensors[w.name].shape[2:]:
-            raise Refused(f"{w.name} is shared")
-        if str(attrs.get("auto_pad", "NOTSET") or "NOTSET") == "NOTSET":
-            less = [d * (k - size) for d, k in zip(dilations, w.shape[2:], strict=True)]
-            pads = attrs.get("pads") or (0,) * (2 * len(less))
-            both = [p - n // 2 if n % 2 == 0 else -1 for p, n in zip(pads, [*less, *less], strict=True)]
-            if min(both) < 0:
-                raise Refused(f"{node.name} has no padding to spare")
-            attrs["pads"] = tuple(both)
-        if attrs.get("kernel_shape"):
-            attrs["kernel_shape"] = (size,) * (len(w.shape) - 2)
-        nodes[i] = node._replace(attrs=attrs)
+        w = graph.tensors[nodes[i].inputs[1]]
+        nodes[i] = _narrowed(nodes[i], w, size)
         tensors[w.name] = w._replace(shape=(*w.shape[:2], *(size,) * (len(w.shape) - 2)), value=None)
     return _valid(graph, nodes, tensors)
+
+
+def has_window(graph: Graph, conv: int, size: int) -> bool:
+    """Whether a convolution has the padding to lose that a window of ``size`` needs."""
+    try:
+        _narrowed(graph.nodes[conv], graph.tensors[graph.nodes[conv].inputs[1]], size)
+    except Refused:
+        return False
+    return True
+
+
+def _narrowed(node: Node, w: Tensor, size: int) -> Node:
+    attrs = dict(node.attrs)
+    spatial = len(w.shape) - 2
+    dilations = attrs.get("dilations") or (1,) * spatial
+    if str(attrs.get("auto_pad", "NOTSET") or "NOTSET") == "NOTSET":
+        less = [d * (k - size) for d, k in zip(dilations, w.shape[2:], strict=True)]
+        pads = attrs.get("pads") or (0,) * (2 * spatial)
+        both = [p - n // 2 if n % 2 == 0 else -1 for p, n in zip(pads, [*less, *less], strict=True)]
+        if min(both) < 0:
+            raise Refused(f"{node.name} has no padding to spare")
+        attrs["pads"] = tuple(both)
+    if attrs.get("kernel_shape"):
+        attrs["kernel_shape"] = (size,) * spatial
+    return node._replace(attrs=attrs)
 
 
 def with_sides(graph: Graph, sides: Mapping[str, tuple[int, int]]) -> Graph:
@@ -170,7 +180,7 @@ def _agree(node: Node, tensors: Mapping[str, Tensor]) -> None:
         raise Refused(f"{node.op_type} has no shape rule")
     try:
         shapes: list[Shape] = [tuple(int(d) for d in shape) for shape, _ in rule(view)]
-    except (Unknown, *_ODD) as e:
+    except (Unknown, *ODD) as e:
         raise Refused(f"{node.name}: {e}") from None
     ins = [t.shape if t is not None else () for t in view.ins]
     for t, shape in zip(view.outs, shapes, strict=False):

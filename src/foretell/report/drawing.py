@@ -25,7 +25,16 @@ _CLASS = {
     "elementwise": "elementwise", "pool": "pooling", "reduce": "pooling", "view": "movement", "movement": "movement",
     "resize": "movement", "quantize": "elementwise",
 }  # fmt: skip
-_RANK = ("convolution", "depthwise", "matrix product", "attention", "normalisation", "pooling", "activation", "elementwise")
+_RANK = (
+    "convolution",
+    "depthwise",
+    "matrix product",
+    "attention",
+    "normalisation",
+    "pooling",
+    "activation",
+    "elementwise",
+)
 _DECADES = 5.5  # of the roofline plot below the roof
 _MIN_LABEL = 7.0  # px a character
 
@@ -113,7 +122,9 @@ def roofline(e: Explanation, width: int = 900, height: int = 430) -> str:
     out.append(
         f'<text class="axis" text-anchor="middle" transform="translate(15 {middle:.0f}) rotate(-90)">operations/s</text>'
     )
-    out.append(f'<clipPath id="area"><rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}"/></clipPath>')
+    out.append(
+        f'<clipPath id="area"><rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}"/></clipPath>'
+    )
     out.append('<g clip-path="url(#area)">')
     for i, roof in enumerate(e.roofs):
         ridge = min(max(roof.op_s / roof.bytes_s, r.x[0]), r.x[1])
@@ -192,7 +203,7 @@ def timeline(e: Explanation, width: int = 900, height: int = 150) -> str:
 
 
 def _svg(width: int, height: int, title: str) -> str:
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> str:

@@ -95,4 +95,6 @@ def change(after: float, before: float) -> str:
 def padding(steps: Sequence[Step]) -> str:
     """Dimensions that do not fill the device's steps."""
     names = {"n": "outputs", "k": "inputs", "m": "positions", "out_w": "row"}
-    return ", ".join(f"{names.get(d, d)} {size} in steps of {step}: {units.percent(lost)}" for d, size, step, lost in steps)
+    return ", ".join(
+        f"{names.get(d, d)} {size} in steps of {step}: {units.percent(lost)}" for d, size, step, lost in steps
+    )

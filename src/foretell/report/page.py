@@ -103,7 +103,9 @@ def _figures(e: Explanation) -> str:
         f'<i class="key" style="background:{COLOURS[c]}"></i>{c} {units.percent(s, 0)}' for c, s in order if s >= 0.005
     )
     limits = ", ".join(f"{units.percent(s, 0)} by {name}" for name, s in e.limits.items() if s >= 0.005)
-    return f'{out}</div><div class="split">{bar}</div><p>{words}</p><p class="soft">Of the time is limited: {limits}.</p>'
+    return (
+        f'{out}</div><div class="split">{bar}</div><p>{words}</p><p class="soft">Of the time is limited: {limits}.</p>'
+    )
 
 
 def _where(nodes: Sequence[str]) -> str:
@@ -122,11 +124,13 @@ def _advice(e: Explanation) -> str:
     for a in e.advice:
         note = f"<br/><small>{clean(a.note)}</small>" if a.note else ""
         more = f"<br/><small>{_interval(a.latency_s, 'latency_s')}</small>"
-        rows.append(
-            f'<tr><td><b>{clean(a.title)}</b>{note}</td><td>{_where(a.nodes)}</td><td class="n">{units.seconds(a.latency_s.value)}'
-            f'{more}</td><td class="n save">{units.seconds(a.saved_s)}<br/>{units.percent(a.saved_share)}</td>'
-            f'<td class="n">{change(a.macs, p.macs)}</td><td class="n">{change(a.parameters, p.parameters)}</td></tr>'
-        )
+        cells = [
+            f"<td><b>{clean(a.title)}</b>{note}</td><td>{_where(a.nodes)}</td>",
+            f'<td class="n">{units.seconds(a.latency_s.value)}{more}</td>',
+            f'<td class="n save">{units.seconds(a.saved_s)}<br/>{units.percent(a.saved_share)}</td>',
+            f'<td class="n">{change(a.macs, p.macs)}</td><td class="n">{change(a.parameters, p.parameters)}</td>',
+        ]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
     head = (
         '<tr><th>change</th><th>where</th><th class="n">latency after</th><th class="n">saves</th><th class="n">MACs</th>'
         '<th class="n">parameters</th></tr>'
@@ -151,7 +155,7 @@ def _kernels(e: Explanation) -> str:
             f"<td><small>{clean(padding(k.steps))}</small></td></tr>"
         )
     head = (
-        '<tr><th class="n">#</th><th>kernel, last node</th><th class="n">time</th><th class="n">share</th><th class="n">bound</th>'
-        '<th class="n">reached</th><th>limit</th><th class="n">wasted</th><th>padding</th></tr>'
+        '<tr><th class="n">#</th><th>kernel, last node</th><th class="n">time</th><th class="n">share</th>'
+        '<th class="n">bound</th><th class="n">reached</th><th>limit</th><th class="n">wasted</th><th>padding</th></tr>'
     )
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'

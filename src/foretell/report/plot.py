@@ -57,8 +57,9 @@ def _roofline(ax: object, e: Explanation) -> None:
         rates = f"{units.count(roof.op_s)}op/s, {units.count(roof.bytes_s)}B/s"
         name = roof.layer_type or "best of the device"
         y = np.minimum(roof.op_s, x * roof.bytes_s)
-        style = {"color": "#222222", "linewidth": 2.0} if not i else {"color": "#666666", "linewidth": 1.1}
-        ax.plot(x, y, linestyle=_DASHES[i % len(_DASHES)], label=f"{name}\n{rates}", zorder=2, **style)
+        colour, wide = ("#666666", 1.1) if i else ("#222222", 2.0)
+        dashes = _DASHES[i % len(_DASHES)]
+        ax.plot(x, y, linestyle=dashes, color=colour, linewidth=wide, label=f"{name}\n{rates}", zorder=2)
     lowest = r.y[0]
     for name, colour in COLOURS.items():
         dots = [k for k in r.dots if class_of(k) == name]
@@ -90,7 +91,8 @@ def _timeline(ax: object, e: Explanation) -> None:
     reached = np.array([min(k.efficiency, 1.0) for k in e.kernels])
     ax.bar(start, np.ones(len(ms)), ms, align="edge", color=colours, alpha=0.35, linewidth=0)
     ax.bar(start, reached, ms, align="edge", color=colours, edgecolor="white", linewidth=0.3)
-    ax.bar(start, np.full(len(ms), -0.1), ms, -0.04, align="edge", color=[LIMITS[k.bound] for k in e.kernels], linewidth=0)
+    limits = [LIMITS[k.bound] for k in e.kernels]
+    ax.bar(start, np.full(len(ms), -0.1), ms, -0.04, align="edge", color=limits, linewidth=0)
     total = float(ms.sum()) or 1.0
     for k, s, t in zip(e.kernels, start, ms, strict=True):
         text = label_of(k)
