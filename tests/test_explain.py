@@ -20,6 +20,7 @@ from foretell.explore.explain import LEAST, explain, limits
 from foretell.explore.rewrite import widened, with_sides, with_window
 from foretell.formats import read
 from foretell.graph.check import check
+from foretell.graph.ir import Graph, Node, Tensor
 from foretell.graph.ops import SHAPE_RULES
 from foretell.graph.shapes import infer
 from foretell.models.roofline import OTHER, Rates, RefinedRoofline
@@ -364,3 +365,14 @@ def test_a_plot_needs_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"foretell\[plot\]"):
         plot.png(explain(graph(network()), on_paper(), siblings=()), tmp_path / "p.png")
+
+
+@pytest.mark.parametrize(
+    "op", ["Sigmoid", "HardSwish", "MatMul", "Split", "Reshape", "Gather", "Concat", "ReduceMean", "Add"]
+)
+def test_nodes_that_lack_inputs_are_left_alone(op):
+    tensors = {n: Tensor(n, "f32", (1, 20, 8, 8)) for n in ("x", "a", "y")}
+    for ins in ((), ("",), ("x", "")):
+        nodes = (Node("odd", op, ins, ("a",), {"axis": 99}), Node("last", "Relu", ("a",), ("y",), {}))
+        g = check(Graph("odd", nodes, tensors, ("x",), ("y",)))
+        assert not [c for c in changes(g, [(0,), (1,)], lambda a, b: True) if c.kind == "channels"]

@@ -76,6 +76,7 @@ def _channels(graph: Graph, steps: Sequence[int]) -> Iterator[Change]:
     for root in dict.fromkeys([*axes.producers, *sorted(axes.taken)]):
         if root not in axes.fixed:
             of_size.setdefault(axes.size(root), []).append(root)
+    of_size = {size: roots for size, roots in of_size.items() if any(r in axes.producers for r in roots)}
     for size, roots in sorted(of_size.items()):
         done: set[int] = set()
         for step in steps:
@@ -115,7 +116,7 @@ def _width(axes: Axes, wanted: Mapping[Axis, int], title: str, group: str, step:
             graph = widened(axes, kept)
         except Refused:
             return
-    nodes = sorted({n for r in kept for n in axes.producers.get(r, ())})
+    nodes = sorted({n for r in axes.spread(kept) for n in axes.producers.get(r, ())})
     up = all(size > axes.size(r) for r, size in kept.items())
     group = f"{group} {'up' if up else 'down'}" if group != "widths" else group
     while all(size % (2 * step) == 0 for size in kept.values()) and step < _LARGEST:
