@@ -16,7 +16,9 @@ from foretell.cli import app
 from foretell.store import Store
 from tests.models import conv_relu, model, node
 
-VERBS = ("predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show", "recalibrate")
+VERBS = (
+    "predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show", "recalibrate", "explain",
+)  # fmt: skip
 
 
 def run(*args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:

@@ -16,20 +16,22 @@ from foretell.version import VERSION
 if TYPE_CHECKING:
     from foretell.api import load, predict, predict_many, read_model, targets
     from foretell.errors import ForetellError
+    from foretell.explore.explain import explain
     from foretell.graph.ir import Graph
     from foretell.predictor.stack import Predictor
-    from foretell.records import Measurement, Prediction, Target, Value
+    from foretell.records import Explanation, Measurement, Prediction, Target, Value
 
 __version__ = VERSION
 __all__ = [
-    "ForetellError", "Graph", "Measurement", "Prediction", "Predictor", "Target", "Value", "load", "predict",
-    "predict_many", "read_model", "targets",
+    "Explanation", "ForetellError", "Graph", "Measurement", "Prediction", "Predictor", "Target", "Value", "explain",
+    "load", "predict", "predict_many", "read_model", "targets",
 ]  # fmt: skip
 
 _HOME = {
     "ForetellError": "foretell.errors", "Graph": "foretell.graph.ir", "Measurement": "foretell.records",
     "Prediction": "foretell.records", "Predictor": "foretell.predictor.stack", "Target": "foretell.records",
-    "Value": "foretell.records", "load": "foretell.api", "predict": "foretell.api", "predict_many": "foretell.api",
+    "Value": "foretell.records", "Explanation": "foretell.records",
+    "explain": "foretell.explore.explain", "load": "foretell.api", "predict": "foretell.api", "predict_many": "foretell.api",
     "read_model": "foretell.api", "targets": "foretell.api",
 }  # fmt: skip
 

@@ -52,6 +52,7 @@ def app() -> None:
     Examples:
       foretell predict zoo:mobilenetv2_100          latency, memory and kernels, from a shipped predictor
       foretell predict model.onnx --batch 1         any ONNX file; external weights are never opened
+      foretell explain model.onnx --html why.html   where the time goes, and what would save some
       foretell build --target ort --minutes 15      a predictor of this machine
       foretell targets add my-board.toml            a device behind ssh or adb
     """
@@ -146,6 +147,61 @@ def predict(
         click.echo(f"foretell: {problem}", err=True)
     if problems:
         raise problems[-1]
+
+
+@app.command(
+    epilog="Examples:  foretell explain zoo:shufflenet_v2_x1_0   |   foretell explain m.onnx --target ethos-u55-128 "
+    "--html m.html --png m.png"
+)
+@click.argument("model")
+@click.option(
+    "--target", default="ort-f32-1t", show_default=True, help="Name of a target, or the folder of a predictor."
+)
+@shape_option
+@batch_option
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page, one file without links.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot: roofline and time line.")
+@click.option(
+    "--top", type=click.IntRange(-1), default=10, show_default=True, help="How much advice to show; -1 for all."
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def explain(
+    model: str, target: str, shapes: tuple[str, ...], batch: int | None, html: Path | None, png: Path | None, top: int,
+    quiet: bool, form: str,
+) -> None:  # fmt: skip
+    """Say where the time of MODEL goes, and what would save some: every change is predicted before it is advised."""
+    import time
+
+    from foretell import api
+    from foretell.explore.explain import explain as explained_by
+    from foretell.report import explained, tables
+    from foretell.report.progress import ProgressLine
+
+    if png is not None:
+        _require("matplotlib", "plot")
+    predictor = api.load(target)
+    graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
+    start = time.monotonic()
+    with ProgressLine("explaining", quiet=quiet) as line:
+
+        def tell(share: float, what: str) -> None:
+            if time.monotonic() - start > 2:  # most networks are done before
+                line.update(share, None, what)
+
+        found = explained_by(graph, predictor, top=top, report=tell)
+    sheets, data = explained.explanation(found)
+    tables.show(sheets[-1:] if form == "csv" else sheets, data, form)
+    if html is not None:
+        from foretell.report.page import page
+
+        html.write_text(page(found), encoding="utf-8")
+        click.echo(f"wrote {html}", err=True)
+    if png is not None:
+        from foretell.report import plot
+
+        plot.png(found, png)
+        click.echo(f"wrote {png}", err=True)
 
 
 @app.command(

@@ -159,3 +159,120 @@ class Prediction:
         """The object of ``foretell predict --format json``; documented in docs/json.md."""
         plain = asdict(replace(self, kernels=()))
         return {**plain, "kernels": [k._asdict() for k in self.kernels]}
+
+
+class Step(NamedTuple):
+    """A dimension of a kernel that does not fill the device's steps: ``lost`` is the padded share of the arithmetic."""
+
+    dimension: str
+    size: int
+    step: int
+    lost: float
+
+
+class KernelBound(NamedTuple):
+    """One kernel against its roofline.
+
+    Attributes:
+        group: its layer type, which has rates of its own.
+        ops: elementary operations, 2 x MACs and the rest.
+        compute_s, memory_s, overhead_s: what it has to do at the rates of its layer type; padding is in ``compute_s``.
+        bound_s: the roofline's bound, without padding.
+        efficiency: ``bound_s`` over the predicted ``latency_s``.
+        waste_s: part of ``latency_s`` that alignment wastes.
+        bound: compute, memory or overhead.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    group: str
+    latency_s: float
+    share: float
+    ops: float
+    traffic_bytes: float
+    compute_s: float
+    memory_s: float
+    overhead_s: float
+    bound_s: float
+    efficiency: float
+    waste_s: float
+    bound: str
+    steps: tuple[Step, ...] = ()
+
+
+class Advice(NamedTuple):
+    """A change, and what the changed network is predicted to cost. ``saved_share`` is of the latency before."""
+
+    kind: str
+    title: str
+    nodes: tuple[str, ...]
+    target: str
+    latency_s: Value
+    saved_s: float
+    saved_share: float
+    macs: int
+    parameters: int
+    energy_j: Value | None
+    peak_memory_bytes: Value | None
+    note: str = ""
+
+
+class Roof(NamedTuple):
+    """A roof of the roofline plot: the most operations and bytes a second. ``layer_type`` is empty for the device's."""
+
+    layer_type: str
+    op_s: float
+    bytes_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where the time of one network goes, and what would save some. ``tried`` counts the changes that were predicted."""
+
+    prediction: Prediction
+    kernels: tuple[KernelBound, ...]
+    roofs: tuple[Roof, ...]
+    advice: tuple[Advice, ...]
+    tried: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def bound_s(self) -> float:
+        """Sum of the kernels' bounds."""
+        return sum(k.bound_s for k in self.kernels)
+
+    @property
+    def waste_s(self) -> float:
+        """What alignment wastes, all kernels together."""
+        return sum(k.waste_s for k in self.kernels)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Share of the time that is limited by compute, memory and overhead."""
+        total = sum(k.latency_s for k in self.kernels)
+        return {
+            b: sum(k.latency_s for k in self.kernels if k.bound == b) / total if total else 0.0
+            for b in ("compute", "memory", "overhead")
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of ``foretell explain --format json``; documented in docs/json.md."""
+        out = self.prediction.to_dict()
+        del out["kernels"]
+        return {
+            **out,
+            "warnings": list(self.warnings),
+            "bound_s": self.bound_s,
+            "waste_s": self.waste_s,
+            "limits": self.limits,
+            "roofs": [r._asdict() for r in self.roofs],
+            "kernels": [{**k._asdict(), "steps": [s._asdict() for s in k.steps]} for k in self.kernels],
+            "advice": [_advice(a) for a in self.advice],
+            "tried": self.tried,
+        }
+
+
+def _advice(a: Advice) -> dict[str, Any]:
+    values = {name: None if v is None else asdict(v) for name, v in a._asdict().items() if name in METRICS}
+    return {**a._asdict(), **values}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -105,6 +105,31 @@ def _fit_rates(ops: Array, traffic: Array, seconds: Array, rows: Array, refined:
     return best
 
 
+class Limits(NamedTuple):
+    """What a kernel has to do, in seconds at the rates of its layer type; arrays of (kernels,).
+
+    ``compute_s`` contains what alignment wastes; ``useful`` is the share of it that does not.
+    """
+
+    compute_s: Array
+    memory_s: Array
+    overhead_s: Array
+    useful: Array
+
+    @property
+    def bound_s(self) -> Array:
+        """The roofline's bound: no multiplier padded, arithmetic hidden behind transfers or the other way round."""
+        out: Array = np.maximum(self.compute_s * self.useful, self.memory_s) + self.overhead_s
+        return out
+
+    @property
+    def wasted(self) -> Array:
+        """Share of the time that alignment wastes, 0 to 1: nothing where transfers hide it."""
+        aligned = np.maximum(self.compute_s, self.memory_s) + self.overhead_s
+        out: Array = 1.0 - self.bound_s / np.maximum(aligned, 1e-30)
+        return out
+
+
 class _Numbers:
     """Rates of all layer types side by side, so that a table of any of them is one pass. Arrays of (layer types,)."""
 
@@ -173,6 +198,29 @@ class Roofline:
         compute, memory, overhead = table.ops / n.op_s[at], table.traffic / n.bytes_s[at], n.overhead_s[at]
         which = np.where(overhead > np.maximum(compute, memory), 2, np.where(compute >= memory, 0, 1))
         return [("compute", "memory", "overhead")[k] for k in which.tolist()]
+
+    def limits(self, table: Table) -> Limits:
+        """What the time of each kernel is made of, by the fitted rates."""
+        n = self._numbers()
+        at = n.of(table)
+        useful = np.ones(table.size)
+        for dimension, (par, alpha) in n.steps.items():
+            useful *= _efficiency(table.rows, dimension, par[at], alpha[at])
+        compute = table.ops / n.op_s[at] / useful
+        return Limits(compute, table.traffic / n.bytes_s[at], n.overhead_s[at], useful)
+
+    def steps(self, table: Table) -> list[tuple[tuple[str, int, int, float], ...]]:
+        """The steps of each kernel: (dimension, its size, step, share of the arithmetic that is padding), losses only."""
+        out = []
+        for i, group in enumerate(table.groups):
+            row = table.rows[i : i + 1]
+            found = []
+            for dimension, par, alpha in self.rates_.get(group, self.rates_[OTHER]).steps:
+                lost = 1.0 - float(_efficiency(row, dimension, par, alpha)[0])
+                if lost > 1e-6 and table.macs[i] > 0:
+                    found.append((dimension, round(float(np.expm1(row[0, COLUMN[dimension]]))), par, lost))
+            out.append(tuple(found))
+        return out
 
     def _numbers(self) -> _Numbers:
         if self._arrays is None or len(self._arrays.number) != len(self.rates_):

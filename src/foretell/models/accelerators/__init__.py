@@ -30,6 +30,15 @@ class Priced(NamedTuple):
     features: Array
 
 
+class Bounds(NamedTuple):
+    """What a closed form's features say of the kernels, arrays of (kernels,): seconds of arithmetic, padding included,
+    seconds of transfers, share of the arithmetic that is not padding."""
+
+    compute_s: Array
+    memory_s: Array
+    useful: Array
+
+
 class ClosedForm(Protocol):
     """The closed form of one accelerator. ``name`` changes with the formula: predictors fitted on another are stale."""
 
@@ -37,6 +46,15 @@ class ClosedForm(Protocol):
 
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         """Price the kernels of ``graph`` in their order of execution."""
+        ...
+
+    def bounds(self, features: Array) -> Bounds:
+        """Read :class:`Bounds` from the features of :meth:`price`."""
+        ...
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """(operations/s with every multiplier busy, bytes/s of the memory in which maps lie)."""
         ...
 
 

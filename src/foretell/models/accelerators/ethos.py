@@ -21,7 +21,7 @@ import numpy as np
 
 from foretell.graph.ir import Graph
 from foretell.graph.kinds import NodeKind
-from foretell.models.accelerators import WIDTH, Priced
+from foretell.models.accelerators import WIDTH, Bounds, Priced
 from foretell.models.features import Kernel, KernelKind, Lowered
 
 Array = np.ndarray[Any, Any]
@@ -175,6 +175,17 @@ class Ethos:
                 len(costs) + 10 * reads_edge + 20 * writes_edge,
             )  # fmt: skip
         return Priced(rows[:, 0], None, rows[:, 1:])
+
+    def bounds(self, features: Array) -> Bounds:
+        seconds = np.exp(features[:, 0]) / self.npu.clock_hz
+        # Weights that are staged are read less often than the features say: no transfer takes longer than all.
+        memory = seconds * np.exp(np.minimum(features[:, 2:4].max(axis=1, initial=-50.0), 0.0))
+        return Bounds(seconds * np.exp(features[:, 1]), memory, np.clip(features[:, 6], 1e-3, 1.0))
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        npu = self.npu
+        return 2.0 * npu.macs * npu.clock_hz, npu.fast.width * npu.clock_hz
 
 
 def _scaled(graph: Graph, kernel: Kernel) -> str:

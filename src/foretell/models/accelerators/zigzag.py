@@ -18,7 +18,7 @@ import numpy as np
 
 from foretell.graph.ir import Graph
 from foretell.graph.kinds import NodeKind
-from foretell.models.accelerators import WIDTH, Priced
+from foretell.models.accelerators import WIDTH, Bounds, Priced
 from foretell.models.features import Lowered
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +63,15 @@ class ZigZag:
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         rows = np.array([self._of(graph, kernel.nodes) for kernel in lowered.kernels]).reshape(-1, 2 + WIDTH)
         return Priced(rows[:, 0], rows[:, 1], rows[:, 2:])
+
+    def bounds(self, features: Array) -> Bounds:
+        cycles = np.exp(features[:, 1])
+        moved = np.exp(features[:, 2:5]).sum(axis=1) * cycles
+        return Bounds(cycles / CLOCK_HZ, moved / CLOCK_HZ, np.clip(features[:, 7], 1e-3, 1.0))
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        return 2.0 * math.prod(self.hardware.array) * CLOCK_HZ, _DRAM * CLOCK_HZ
 
     def _of(self, graph: Graph, nodes: tuple[int, ...]) -> Array:
         if not nodes:

@@ -1,0 +1,1 @@
+"""What follows from predictions: explanations, placements, sweeps."""
