@@ -18,6 +18,7 @@ from tests.models import conv_relu, model, node
 
 VERBS = (
     "predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show", "recalibrate", "explain",
+    "probe",
 )  # fmt: skip
 
 

@@ -362,6 +362,29 @@ def _store(path: Path | None) -> Any:
     return Store(path or api.home() / "measurements.sqlite")
 
 
+@app.command(epilog="Examples:  foretell probe --target ort   |   foretell probe --target my-board --format json")
+@click.option("--target", default="ort", show_default=True, help="Backend, target or device to probe.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--precision", default="", help="By default the target's own, or the backend's first.")
+@store_option
+@click.option("--quiet", is_flag=True, help="No progress.")
+@format_option
+def probe(target: str, threads: int, precision: str, store: Path | None, quiet: bool, form: str) -> None:
+    """Find out by times alone which operators a device fuses: T(a) + T(b) - T(a then b) > min(T(a), T(b)) / 2."""
+    from foretell import backends
+    from foretell import build as journey
+    from foretell.report import anatomy, tables
+    from foretell.report.progress import ProgressLine
+
+    backend, chosen = backends.resolve(target, precision, threads)
+    backend.version()
+    with ProgressLine("probing", quiet=quiet) as line:
+        found = journey.probe_fusion(
+            chosen, _store(store), lambda stage, share, left, text: line.update(share, left, text)
+        )
+    tables.show(*anatomy.fusion(chosen.name, found), form)
+
+
 @app.command(
     epilog="Examples:  foretell recalibrate ort   |   foretell recalibrate litert-int8 --runs 20   |   "
     "foretell recalibrate my-board --output my-unit"

@@ -143,7 +143,8 @@ def execute(graph: Graph, config: Config) -> tuple[ExecutedKernel, ...]:
             n = shape[1] if node.op_type == "Conv" else shape[-1]
             efficiency = n / (math.ceil(n / par) * par)
             compute *= (1 - alpha) + alpha / efficiency
-        moved = float(sum(c.read_bytes[i] + c.weight_bytes[i] for i in nodes) + c.write_bytes[nodes[-1]])
+        inner = sum(graph.tensors[graph.nodes[i].inputs[0]].nbytes for i in nodes[1:])  # never leaves the kernel
+        moved = float(sum(c.read_bytes[i] + c.weight_bytes[i] for i in nodes) - inner + c.write_bytes[nodes[-1]])
         seconds = max(compute, moved / config.bytes_s) + config.overhead_s
         kernels.append(ExecutedKernel(node.op_type, tuple(nodes), graph.nodes[nodes[-1]].outputs[0], "", seconds))
     return tuple(kernels)

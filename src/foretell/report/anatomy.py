@@ -11,6 +11,7 @@ from foretell.errors import UsageError
 from foretell.models.flydel import PROPERTIES, Flydel, formula
 from foretell.models.recalibration import CLASSES
 from foretell.models.roofline import RefinedRoofline
+from foretell.models.timed_mapping import Verdict
 from foretell.predictor.stack import Predictor
 from foretell.report.sheets import Shown
 from foretell.report.tables import Sheet
@@ -55,6 +56,26 @@ def unit(predictor: Predictor, folder: Path) -> Shown:
     head = f"{predictor.target.name} on this unit; errors are means over the runs, each judged with the others' factors"
     data = {"target": predictor.target.name, **found.to_dict(), "folder": str(folder) if found.needed else None}
     return [Sheet(titles, rows, head, (), (1, 2, 3))], data
+
+
+def fusion(target: str, verdicts: Sequence[Verdict]) -> Shown:
+    """What the times of pairs of operators say."""
+    word = {(True, False): "fused", (False, True): "unsure", (False, False): "apart"}
+    ordered = sorted(verdicts, key=lambda v: (not v.fused, v.unsure, v.first, v.second))
+    rows = tuple(
+        (v.first, v.second, word[v.fused, v.unsure], units.seconds(v.saved_s), units.seconds(v.threshold_s),
+         units.seconds(v.error_s))
+        for v in ordered
+    )  # fmt: skip
+    fused, unsure = sum(v.fused for v in verdicts), sum(v.unsure for v in verdicts)
+    head = f"{target}: {fused} of {len(verdicts)} pairs are fused, {unsure} unsure"
+    titles = ("first", "second", "verdict", "saved", "needed", "standard error")
+    records = [
+        {"first": v.first, "second": v.second, "verdict": word[v.fused, v.unsure], "saved_s": v.saved_s,
+         "threshold_s": v.threshold_s, "error_s": v.error_s}
+        for v in ordered
+    ]  # fmt: skip
+    return [Sheet(titles, rows, head, (), (3, 4, 5), tuple(records))], {"target": target, "pairs": records}
 
 
 def _cut(rows: Sequence[tuple[str, ...]], top: int) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
