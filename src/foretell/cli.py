@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,6 +55,7 @@ def app() -> None:
     Examples:
       foretell predict zoo:mobilenetv2_100          latency, memory and kernels, from a shipped predictor
       foretell predict model.onnx --batch 1         any ONNX file; external weights are never opened
+      foretell partition zoo:resnet18 --targets ethos-u85-256,ort --link 1GB/s    the best cut
       foretell build --target ort --minutes 15      a predictor of this machine
       foretell targets add my-board.toml            a device behind ssh or adb
     """
@@ -162,6 +166,58 @@ def inspect(model: str, shapes: tuple[str, ...], batch: int | None, nodes: bool,
     from foretell.report import sheets, tables
 
     tables.show(*sheets.inspection(api.read_model(model, shapes=_shapes(shapes), batch=batch), nodes), form)
+
+
+@app.command(
+    epilog="Examples:  foretell partition zoo:resnet18 --targets ethos-u85-256,ort --link 1GB/s,20us   |   "
+    "foretell partition m.onnx --targets 'zigzag-*' --link 1GB/s,60pJ/B --objective pareto --format json"
+)
+@click.argument("model")
+@click.option("--targets", required=True, metavar="A,B[,C]", help="Names, patterns or folders of predictors.")
+@click.option("--link", required=True, metavar="1GB/s[,20us][,60pJ/B]", help="Speed, start and energy of a transfer.")
+@click.option("--objective", default="latency", show_default=True, help="latency, energy, or pareto for both.")
+@click.option("--host", default="", help="Target that holds the inputs and wants the outputs  [default: none]")
+@click.option("--strict", is_flag=True, help="Place nothing where no fitted model prices it.")
+@shape_option
+@batch_option
+@format_option
+def partition(
+    model: str, targets: str, link: str, objective: str, host: str, strict: bool, shapes: tuple[str, ...],
+    batch: int | None, form: str,
+) -> None:  # fmt: skip
+    """Find the best cut of MODEL over several processors: what runs where, and what is sent.
+
+    One inference at a time, nothing overlaps: the cost is that of all kernels plus that of all transfers.
+    """
+    from foretell import api
+    from foretell.explore.link import parse_link
+    from foretell.explore.partition import partition as best_partition
+    from foretell.report import explored, tables
+
+    wire = parse_link(link)
+    names = api.match_targets([t for t in targets.split(",") if t])
+    predictors = [api.load(t) for t in names]
+    if host:
+        host = api.load(host).target.name
+    graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
+    with _patient("partition") as tell:
+        found = best_partition(graph, predictors, wire, objective=objective, host=host, strict=strict, report=tell)
+    tables.show(*explored.partitioning(found), form)
+
+
+@contextlib.contextmanager
+def _patient(title: str) -> Iterator[Callable[[float], None]]:
+    """A progress line that shows itself when the work takes longer than a second or two."""
+    from foretell.report.progress import ProgressLine
+
+    start = time.monotonic()
+    with ProgressLine(title) as line:
+
+        def tell(share: float) -> None:
+            if time.monotonic() - start > 1.5:
+                line.update(min(share, 0.999), None)
+
+        yield tell
 
 
 @app.command(epilog="Example:  foretell zoo --format csv")

@@ -13,13 +13,14 @@ the best, and how far from it it can be.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Report = Callable[[float], None]
 MOST_TARGETS = 8
 _FIRST = 256  # labels kept by a first look, whose answers bound the search
 _CAP = (20_000, 4_000)  # labels kept by the search, of one objective and of two
@@ -75,14 +76,19 @@ def evaluate(problem: Problem, targets: Sequence[int]) -> tuple[float, ...]:
     return tuple(float(x) for x in total)
 
 
-def solve(problem: Problem, *, cap: int = 0) -> Solution:
-    """The best placement for one objective, the front of placements for two. ``cap``: most labels kept at a time."""
+def solve(problem: Problem, *, cap: int = 0, report: Report | None = None) -> Solution:
+    """The best placement for one objective, the front of placements for two.
+
+    Args:
+        cap: most labels kept at a time; 0 for the usual.
+        report: called with the share done of each pass.
+    """
     cap = cap or _CAP[problem.costs.shape[2] - 1]
     known = [Choice((t,) * len(problem.costs), ()) for t in range(problem.costs.shape[1])]
     known = _front([Choice(c.targets, evaluate(problem, c.targets)) for c in known])
     for most in sorted({min(_FIRST, cap), cap}):
         search = _Search(problem, known, most)
-        known = _front([*known, *search.run()])
+        known = _front([*known, *search.run(report or (lambda share: None))])
         if not search.dropped and not search.thinned:
             return Solution(tuple(known), True, 0.0)
     if not known or problem.costs.shape[2] > 1:
@@ -116,7 +122,7 @@ class _Search:
         floor = self.known[0, 0] if len(self.known) else self.rest[0, 0]
         self.step = _TOLERANCE * float(floor) / max(len(problem.costs), 1)
 
-    def run(self) -> list[Choice]:
+    def run(self, report: Report) -> list[Choice]:
         """Placements that were found."""
         count, targets, objectives = self.problem.costs.shape
         reads: list[list[int]] = [[] for _ in range(count)]
@@ -147,6 +153,7 @@ class _Search:
             if not parts or not len(cost):
                 return []
             live = [live[j] for j in keep] + writes[i]
+            report((i + 1) / count)
             parent = np.tile(np.arange(len(cost)), len(parts))
             cost, codes, chosen = (np.concatenate(x) for x in zip(*parts, strict=True))
             at = self._kept(cost, codes, i + 1, [self.problem.values[k].price for k in live])
@@ -162,7 +169,9 @@ class _Search:
         at = at[_undominated(cost[at], codes[at], prices)]
         if cost.shape[1] > 1 and len(at) > _THIN and self.step > 0:
             # Of labels of one frontier and nearly one first objective, the one that is best in the second.
-            state = _numbered(np.column_stack([_numbered(codes[at]), np.floor(cost[at, 0] / self.step).astype(np.int64)]))
+            state = _numbered(
+                np.column_stack([_numbered(codes[at]), np.floor(cost[at, 0] / self.step).astype(np.int64)])
+            )
             least = np.lexsort((cost[at, 1], state))
             at = at[np.sort(least[np.concatenate([[True], np.diff(state[least]) > 0])])]
             self.thinned += self.step

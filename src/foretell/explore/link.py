@@ -57,7 +57,10 @@ def parse_link(text: str) -> Link:
     for part in text.split(","):
         word = part.strip()
         if hit := _SPEED.fullmatch(word):
-            field, value = "bytes_per_s", float(hit["number"]) * _PREFIX[hit["prefix"]] / (8 if hit["unit"] == "bit" else 1)
+            field, value = (
+                "bytes_per_s",
+                float(hit["number"]) * _PREFIX[hit["prefix"]] / (8 if hit["unit"] == "bit" else 1),
+            )
         elif hit := _TIME.fullmatch(word):
             field, value = "latency_s", float(hit["number"]) * _SMALL[hit["prefix"]]
         elif hit := _ENERGY.fullmatch(word):

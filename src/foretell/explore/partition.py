@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import TargetError, UsageError
-from foretell.explore.frontier import MOST_TARGETS, Choice, Moved, Problem, evaluate, solve
+from foretell.explore.frontier import MOST_TARGETS, Choice, Moved, Problem, Report, evaluate, solve
 from foretell.explore.link import Link
 from foretell.explore.pricing import Array, NodeCosts, Parts, node_costs, part_costs, parts_of
 from foretell.graph.ir import Graph
@@ -109,7 +109,7 @@ class Partitioning:
 
 def partition(
     graph: Graph, predictors: Sequence[Predictor], link: Link, *, objective: str = "latency", host: str = "",
-    strict: bool = False,
+    strict: bool = False, report: Report | None = None,
 ) -> Partitioning:  # fmt: skip
     """Find the best placement of ``graph`` on the targets of ``predictors``.
 
@@ -121,6 +121,7 @@ def partition(
         strict: place a node only where a fitted model knows its kernel. Otherwise the roofline prices what is unknown,
             and what a target has learned to cost nothing (ZigZag prices convolutions and matrix products alone) is
             free there; ``warnings`` say how much that is.
+        report: called with the share of the search that is done.
 
     Raises:
         UsageError: fewer than two targets, two of one name, an unknown objective or host, or nothing that could run
@@ -140,7 +141,9 @@ def partition(
     costs = {p.target.name: node_costs(graph, p) for p in predictors}
     mute = [t for t, c in costs.items() if c.joules is None]
     if mute and objective != "latency":
-        raise TargetError(f"{', '.join(mute)} knows no energy: nothing can be minimised by it", try_="--objective latency")
+        raise TargetError(
+            f"{', '.join(mute)} knows no energy: nothing can be minimised by it", try_="--objective latency"
+        )
     parts = parts_of(graph, [k for c in costs.values() for k in c.kernels])
     table = part_costs(graph, parts, costs, strict, energies=not mute)
     placer = _Placer(graph, tuple(predictors), costs, parts, link, host)
@@ -148,7 +151,7 @@ def partition(
     weights = {
         "latency": np.eye(1, table.shape[2]), "energy": np.array([[_TIE, 1.0]]), "pareto": np.eye(2),
     }[objective]  # fmt: skip
-    solution = solve(_weighted(problem, weights))
+    solution = solve(_weighted(problem, weights), report=report)
     chosen = solution.choices[:: max(1, -(-len(solution.choices) // (MOST_POINTS - 1)))]
     if solution.choices[-1] not in chosen:
         chosen = (*chosen, solution.choices[-1])
@@ -158,11 +161,28 @@ def partition(
         alone = [Choice((*ends, *c.targets[1:-1], *ends), ()) for c in alone]
     alone = [c for c in alone if np.isfinite(evaluate(problem, c.targets)).all()]
     done = placer.partitions([*chosen, *alone])
-    best = tuple(done[: len(chosen)])
+    best, single = tuple(done[: len(chosen)]), tuple(done[len(chosen) :])
+    warnings = [*graph.warnings, *placer.warnings(chosen[0]), *_doubts(objective, best[0], single)]
     return Partitioning(
-        graph.name, names, link, objective, host, best, tuple(done[len(chosen) :]), len(solution.choices),
-        solution.exact, solution.tolerance, tuple(graph.warnings) + placer.warnings(chosen[0]),
+        graph.name, names, link, objective, host, best, single, len(solution.choices), solution.exact,
+        solution.tolerance, tuple(warnings),
     )  # fmt: skip
+
+
+def _doubts(objective: str, best: Partition, alone: Sequence[Partition]) -> list[str]:
+    """Whether a cut pays by one estimate and not by the other."""
+
+    def figure(p: Partition) -> float:
+        value = p.segmentwise_energy_j if objective == "energy" else p.segmentwise_latency_s
+        return value.value if value is not None else np.inf
+
+    better = [p for p in alone if len(best.segments) > 1 and figure(p) < figure(best)]
+    if not better:
+        return []
+    name = next((s.target for s in min(better, key=figure).segments), "")
+    return [
+        f"predicted segment by segment, everything on {name} is better: this cut pays by the additive estimate alone"
+    ]
 
 
 def _weighted(problem: Problem, weights: Array) -> Problem:
@@ -260,7 +280,7 @@ class _Placer:
 
     def _predicted(self, segments: set[tuple[int, tuple[int, ...]]]) -> dict[tuple[int, tuple[int, ...]], Prediction]:
         """Each segment as a graph of its own."""
-        out = {}
+        out: dict[tuple[int, tuple[int, ...]], Prediction] = {}
         for t, predictor in enumerate(self.predictors):
             mine = sorted(s for s in segments if s[0] == t)
             out.update(zip(mine, predictor.predict_many([subgraph(self.graph, s[1]) for s in mine]), strict=True))
@@ -304,19 +324,28 @@ class _Placer:
         out = []
         targets = choice.targets[1:-1] if self.host else choice.targets
         for t, name in enumerate(self.names):
-            mine = {n for nodes, at in zip(self.parts.nodes, targets, strict=True) if at == t for n in nodes}
-            for what, nodes in (("cost nothing there", self.costs[name].free), ("rest on its roofline", self.costs[name].guessed)):
-                kinds = Counter(self.graph.nodes[n].op_type for n in nodes if n in mine)
-                if kinds:
-                    shown = ", ".join(f"{op} ({n})" if n > 1 else op for op, n in kinds.most_common(6))
-                    out.append(f"{kinds.total()} nodes placed on {name} {what}: {shown}{', ...' if len(kinds) > 6 else ''}")
+            mine = [n for nodes, at in zip(self.parts.nodes, targets, strict=True) if at == t for n in nodes]
+            c = self.costs[name]
+            free, guessed = sorted(c.free.intersection(mine)), sorted(c.guessed.intersection(mine))
+            if free:
+                out.append(f"what {name} has no price for costs nothing there: {self._kinds(free)}")
+            share = c.seconds[guessed].sum() / max(c.seconds[mine].sum(), 1e-300)
+            if share > 0.01:
+                out.append(f"{share * 100:.0f} % of the time on {name} rests on the roofline: {self._kinds(guessed)}")
         return tuple(out)
+
+    def _kinds(self, nodes: Sequence[int]) -> str:
+        kinds = Counter(self.graph.nodes[n].op_type for n in nodes).most_common()
+        return ", ".join(f"{op} ({n})" if n > 1 else op for op, n in kinds[:6]) + (", ..." if len(kinds) > 6 else "")
 
 
 def _total(values: Sequence[Value], more: float) -> Value:
     level = min((v.level for v in values), default=1.0)
     return Value(
-        sum(v.value for v in values) + more, sum(v.low for v in values) + more, sum(v.high for v in values) + more, level
+        sum(v.value for v in values) + more,
+        sum(v.low for v in values) + more,
+        sum(v.high for v in values) + more,
+        level,
     )
 
 
@@ -340,6 +369,4 @@ def subgraph(graph: Graph, nodes: Sequence[int]) -> Graph:
         t for n in kept for t in n.outputs if t in ends or any(r not in inside for r in graph.consumers.get(t, ()))
     ]
     inputs = [n for n, t in tensors.items() if n not in written and not t.const]
-    return replace(
-        graph, nodes=tuple(kept), tensors=tensors, inputs=tuple(inputs), outputs=tuple(outputs), warnings=()
-    )
+    return replace(graph, nodes=tuple(kept), tensors=tensors, inputs=tuple(inputs), outputs=tuple(outputs), warnings=())

@@ -33,9 +33,9 @@ class NodeCosts:
     seconds: Array
     joules: Array | None
     kernels: tuple[tuple[int, ...], ...]
-    free: tuple[int, ...]
-    barred: tuple[int, ...]
-    guessed: tuple[int, ...]
+    free: frozenset[int]
+    barred: frozenset[int]
+    guessed: frozenset[int]
 
 
 def node_costs(graph: Graph, predictor: Predictor) -> NodeCosts:
@@ -61,10 +61,10 @@ def node_costs(graph: Graph, predictor: Predictor) -> NodeCosts:
         np.add.at(joules, paid_at, [k.share * whole for k in energy.kernels])
     covered = {n for k in kernels for n in k.nodes}
     idle = [i for i in range(len(graph.nodes)) if i not in covered and i not in graph.constant_nodes]
-    free = tuple(i for i in idle if graph.kinds[i].op.traffic != "view" and not _known(graph, i))
-    barred = tuple(i for i in free if graph.kinds[i].macs > 0)
+    free = frozenset(i for i in idle if graph.kinds[i].op.traffic != "view" and not _known(graph, i))
+    barred = frozenset(i for i in free if graph.kinds[i].macs > 0)
     pairs = zip(kernels, prediction.kernels, strict=True)
-    guessed = tuple(n for k, p in pairs if p.source != "fitted" for n in k.nodes)
+    guessed = frozenset(n for k, p in pairs if p.source != "fitted" for n in k.nodes)
     return NodeCosts(seconds, joules, tuple(k.nodes for k in kernels if k.nodes), free, barred, guessed)
 
 
@@ -156,7 +156,7 @@ def _cycles(count: int, moves: Sequence[tuple[str, int, tuple[int, ...]]]) -> li
         work = [(start, 0)] if index[start] < 0 else []
         while work:
             v, k = work.pop()
-            if k == 0:
+            if index[v] < 0:
                 index[v] = low[v] = seen
                 seen += 1
                 path.append(v)
@@ -189,7 +189,7 @@ def part_costs(
     """
     out = np.zeros((len(parts.nodes), len(costs), 2 if energies else 1))
     for t, c in enumerate(costs.values()):
-        barred = {*c.barred, *(c.free if strict else ()), *(c.guessed if strict else ())}
+        barred = c.barred | c.free | c.guessed if strict else c.barred
         for i, nodes in enumerate(parts.nodes):
             out[i, t, 0] = c.seconds[list(nodes)].sum()
             if energies:
@@ -197,7 +197,8 @@ def part_costs(
                 out[i, t, 1] = c.joules[list(nodes)].sum()
             if barred.intersection(nodes):
                 out[i, t] = np.inf
-    for i in np.flatnonzero(~np.isfinite(out).all(axis=2).any(axis=1)):
+    nowhere = np.flatnonzero(~np.isfinite(out).all(axis=2).any(axis=1)).tolist()
+    for i in nowhere[:1]:
         lacks = Counter(
             graph.nodes[n].op_type
             for n in parts.nodes[i]

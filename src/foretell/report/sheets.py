@@ -20,14 +20,15 @@ _NAME = 48  # characters of a node's name that a table shows
 _FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size}
 
 
-def _range(metric: str, value: Value | None) -> str:
+def figure(metric: str, value: Value | None) -> str:
+    """A predicted figure with its interval."""
     if value is None:
         return "-"
     fmt = _FORMAT[metric]
     return f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """The end of a long name tells more than its beginning."""
     return name if len(name) <= _NAME else "..." + name[3 - _NAME :]
 
@@ -38,14 +39,14 @@ def prediction(p: Prediction, top: int) -> Shown:
     shown = kernels if top < 0 else kernels[:top]
     head = "\n".join([
         f"{p.model} on {p.target}",
-        f"latency      {_range('latency_s', p.latency_s)}",
-        f"peak memory  {_range('peak_memory_bytes', p.peak_memory_bytes)}",
-        f"energy       {_range('energy_j', p.energy_j)}",
+        f"latency      {figure('latency_s', p.latency_s)}",
+        f"peak memory  {figure('peak_memory_bytes', p.peak_memory_bytes)}",
+        f"energy       {figure('energy_j', p.energy_j)}",
         f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
         f"{units.percent(p.coverage, 0)} of the time from fitted models",
     ])  # fmt: skip
     rows = tuple(
-        (k.name, "+".join(k.op_types) or "-", _short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
+        (k.name, "+".join(k.op_types) or "-", short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
          k.source)
         for k in shown
     )  # fmt: skip
@@ -57,8 +58,8 @@ def prediction(p: Prediction, top: int) -> Shown:
 def comparison(predictions: Sequence[Prediction]) -> Shown:
     """Several networks, one row each."""
     rows = tuple(
-        (p.model, p.target, _range("latency_s", p.latency_s), _range("energy_j", p.energy_j),
-         _range("peak_memory_bytes", p.peak_memory_bytes), units.count(p.macs), units.percent(p.coverage, 0),
+        (p.model, p.target, figure("latency_s", p.latency_s), figure("energy_j", p.energy_j),
+         figure("peak_memory_bytes", p.peak_memory_bytes), units.count(p.macs), units.percent(p.coverage, 0),
          str(len(p.warnings)))
         for p in predictions
     )  # fmt: skip
