@@ -16,7 +16,7 @@ from foretell.cli import app
 from foretell.store import Store
 from tests.models import conv_relu, model, node
 
-VERBS = ("predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor")
+VERBS = ("predict", "partition", "sweep", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor")
 
 
 def run(*args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:

@@ -205,6 +205,58 @@ def partition(
     tables.show(*explored.partitioning(found), form)
 
 
+@app.command(
+    epilog="Examples:  foretell sweep zoo:mobilenetv2_100 --size 128,160,224 --width 0.5,0.75,1   |   "
+    "foretell sweep 'zoo:*' mine.onnx --target ort --pareto latency,macs:max"
+)
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--target", "targets", multiple=True, default=("ort-f32-1t",), show_default=True,
+    help="Name, pattern or folder of a predictor; several, each with its own front.",
+)  # fmt: skip
+@click.option("--batch", "batches", default="", metavar="1,2,4", help="Batch sizes  [default: the model's own]")
+@click.option("--size", "sizes", default="", metavar="128,224", help="Heights and widths of the image input.")
+@click.option("--width", "widths", default="", metavar="0.5,1", help="Factors on all hidden channels.")
+@click.option(
+    "--pareto", default="latency,macs:max", show_default=True,
+    help="What is traded off: latency, energy, memory, macs, parameters; least is best unless :max.",
+)  # fmt: skip
+@shape_option
+@click.option("--front", is_flag=True, help="Show only what nothing beats.")
+@format_option
+def sweep(
+    models: tuple[str, ...], targets: tuple[str, ...], batches: str, sizes: str, widths: str, pareto: str,
+    shapes: tuple[str, ...], front: bool, form: str,
+) -> None:  # fmt: skip
+    """Predict MODELS over batches, image sizes and widths, and mark what nothing beats. zoo:* stands for the zoo."""
+    from foretell import api
+    from foretell.explore import sweep as sweeps
+    from foretell.report import explored, tables
+
+    wanted = sweeps.parse_pareto(pareto)
+    batch, size = _numbers("--batch", batches, int), _numbers("--size", sizes, int)
+    width = _numbers("--width", widths, float)
+    predictors = [api.load(t) for t in api.match_targets(targets)]
+    with _patient("sweep") as tell:
+        points = sweeps.sweep(
+            sweeps.match_models(models), predictors, batches=batch, sizes=size, widths=width, shapes=_shapes(shapes),
+            pareto=wanted, report=tell,
+        )  # fmt: skip
+    tables.show(*explored.points([p for p in points if p.pareto or not front], pareto), form)
+
+
+def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    """Positive numbers of a list such as ``1,2,4``."""
+    words = text.split(",") if text else []
+    try:
+        out = [kind(w) for w in words]
+    except ValueError:
+        out = [0]
+    if any(not 0 < n < 2**20 for n in out) or len(set(out)) < len(out):
+        raise UsageError(f"{option} {text[:60]!r} is no list of different positive numbers", try_=f"{option} 1,2")
+    return out
+
+
 @contextlib.contextmanager
 def _patient(title: str) -> Iterator[Callable[[float], None]]:
     """A progress line that shows itself when the work takes longer than a second or two."""

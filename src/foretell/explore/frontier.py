@@ -27,6 +27,7 @@ _CAP = (20_000, 4_000)  # labels kept by the search, of one objective and of two
 _THIN = 2_000  # labels of two objectives beyond which those that are nearly alike are merged
 _TOLERANCE = 0.005  # how much of the first objective that may cost, of its least
 _FEW, _RIVALS = 64, 8  # dominance between frontiers: looked for among more labels than this, by so many of them
+_MANY = 5_000  # parts beyond which no narrower order is looked for
 _EQUAL = 1e-12  # relative: rounding of sums
 
 
@@ -300,4 +301,5 @@ def in_order(count: int, values: Sequence[tuple[int, Sequence[int]]]) -> list[in
             widths += 4 ** min(alive, 64)
         return widths, out
 
-    return min(sweep(False), sweep(True))[1]
+    plain = sweep(False)
+    return (plain if count > _MANY else min(plain, sweep(True)))[1]

@@ -106,3 +106,32 @@ def _proof(found: Any) -> str:
     if found.tolerance is None:
         return "not proven the best: the graph is too wide to search in full"
     return f"not proven the best: something could be up to {found.tolerance * 100:.2g} % better"
+
+
+def points(found: Sequence[Any], pareto: str) -> Shown:
+    """A sweep, one row a point; those on the front are marked."""
+    rows, records = [], []
+    for point in found:
+        p = point.prediction
+        latency, energy, memory = (p.latency_s, p.energy_j, p.peak_memory_bytes) if p else (None, None, None)
+        own = ("-" if x is None else f"{x:g}" for x in (point.batch, point.size, point.width))
+        rows.append((
+            "*" if point.pareto else "", point.model, point.target, *own, figure("latency_s", latency),
+            units.joules(energy and energy.value), units.size(memory and memory.value), units.count(p and p.macs),
+            units.count(p and p.parameters), units.percent(p and p.coverage, 0),
+        ))  # fmt: skip
+        records.append({
+            "pareto": point.pareto, "model": point.model, "target": point.target, "batch": point.batch, "size": point.size,
+            "width": point.width, "latency_s": latency and latency.value, "latency_s_low": latency and latency.low,
+            "latency_s_high": latency and latency.high, "energy_j": energy and energy.value,
+            "peak_memory_bytes": memory and memory.value, "macs": p and p.macs, "parameters": p and p.parameters,
+            "coverage": p and p.coverage, "error": point.error,
+        })  # fmt: skip
+    failed = {p.error: None for p in found if p.error}
+    notes = (f"* nothing on the same target is better in {pareto}", *failed)
+    titles = (
+        "", "model", "target", "batch", "size", "width", "latency", "energy", "peak memory", "MACs", "parameters", "coverage",
+    )  # fmt: skip
+    return [Sheet(titles, tuple(rows), "", notes, (3, 4, 5, 7, 8, 9, 10, 11), tuple(records))], [
+        p.to_dict() for p in found
+    ]
