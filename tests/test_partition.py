@@ -84,10 +84,10 @@ def test_one_objective_as_brute_force(problem):
 def test_a_front_as_brute_force(problem):
     expected, found = brute(problem), solve(problem)
     assert found.exact
-    # Points that differ by rounding alone may stand for each other.
-    assert len({round(c.cost[0], 9) for c in found.choices}) == len({round(c[0], 9) for c in expected})
-    for have, want in zip(found.choices, expected, strict=False):
-        assert have.cost == pytest.approx(want)
+    ours = [c.cost for c in found.choices]
+    for some, others in ((ours, expected), (expected, ours)):  # sums differ by rounding: ties may be points or not
+        for a, b in some:
+            assert any(x <= a + 1e-9 and y <= b + 1e-9 for x, y in others)
 
 
 @settings(max_examples=40, deadline=None)

@@ -26,6 +26,7 @@ _FIRST = 256  # labels kept by a first look, whose answers bound the search
 _CAP = (20_000, 4_000)  # labels kept by the search, of one objective and of two
 _THIN = 2_000  # labels of two objectives beyond which those that are nearly alike are merged
 _TOLERANCE = 0.005  # how much of the first objective that may cost, of its least
+_COARSE = 64  # times more, where that alone leaves too many
 _FEW, _RIVALS = 64, 8  # dominance between frontiers: looked for among more labels than this, by so many of them
 _MANY = 5_000  # parts beyond which no narrower order is looked for
 _EQUAL = 1e-12  # relative: rounding of sums
@@ -86,6 +87,10 @@ def solve(problem: Problem, *, cap: int = 0, report: Report | None = None) -> So
     """
     cap = cap or _CAP[problem.costs.shape[2] - 1]
     known = [Choice((t,) * len(problem.costs), ()) for t in range(problem.costs.shape[1])]
+    if problem.costs.shape[2] > 1:  # the ends of the front
+        for k in range(problem.costs.shape[2]):
+            values = tuple(v._replace(price=v.price[:, [k]]) for v in problem.values)
+            known += solve(Problem(problem.costs[:, :, [k]], values)).choices
     known = _front([Choice(c.targets, evaluate(problem, c.targets)) for c in known])
     for most in sorted({min(_FIRST, cap), cap}):
         search = _Search(problem, known, most)
@@ -168,14 +173,15 @@ class _Search:
         state = _numbered(codes[at])
         at = at[_best(state, cost[at])]
         at = at[_undominated(cost[at], codes[at], prices)]
-        if cost.shape[1] > 1 and len(at) > _THIN and self.step > 0:
+        step, enough = self.step, _THIN
+        while cost.shape[1] > 1 and len(at) > enough and 0 < step <= _COARSE * self.step:
             # Of labels of one frontier and nearly one first objective, the one that is best in the second.
-            state = _numbered(
-                np.column_stack([_numbered(codes[at]), np.floor(cost[at, 0] / self.step).astype(np.int64)])
-            )
+            nearly = np.floor(cost[at, 0] / step).astype(np.int64)
+            state = _numbered(np.column_stack([_numbered(codes[at]), nearly]))
             least = np.lexsort((cost[at, 1], state))
             at = at[np.sort(least[np.concatenate([[True], np.diff(state[least]) > 0])])]
-            self.thinned += self.step
+            self.thinned += step
+            step, enough = step * 2, self.cap
         if len(at) > self.cap:
             scale = self.known[0] if len(self.known) else np.ones(cost.shape[1])
             order = np.argsort((cost[at] / np.maximum(scale, 1e-300)).sum(axis=1), kind="stable")

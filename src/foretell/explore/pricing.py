@@ -197,15 +197,16 @@ def part_costs(
                 out[i, t, 1] = c.joules[list(nodes)].sum()
             if barred.intersection(nodes):
                 out[i, t] = np.inf
-    nowhere = np.flatnonzero(~np.isfinite(out).all(axis=2).any(axis=1)).tolist()
-    for i in nowhere[:1]:
+    possible = [bool(np.isfinite(row).all(axis=1).any()) for row in out]
+    if not all(possible):
+        nowhere = parts.nodes[possible.index(False)]
         lacks = Counter(
             graph.nodes[n].op_type
-            for n in parts.nodes[i]
+            for n in nowhere
             for c in costs.values()
             if n in c.barred or (strict and (n in c.free or n in c.guessed))
         )
-        node = graph.nodes[parts.nodes[i][0]]
+        node = graph.nodes[nowhere[0]]
         raise UsageError(
             f"none of {', '.join(costs)} has a price for {', '.join(lacks)} (node {node.name!r} and what is one kernel "
             "with it)",
