@@ -17,8 +17,8 @@ from foretell.store import Store
 from tests.models import conv_relu, model, node
 
 VERBS = (
-    "predict", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor", "show", "recalibrate", "explain",
-    "probe",
+    "predict", "explain", "partition", "sweep", "inspect", "zoo", "targets", "build", "measure", "fit", "evaluate", "doctor",
+    "show", "probe", "recalibrate",
 )  # fmt: skip
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,6 +56,7 @@ def app() -> None:
       foretell predict zoo:mobilenetv2_100          latency, memory and kernels, from a shipped predictor
       foretell predict model.onnx --batch 1         any ONNX file; external weights are never opened
       foretell explain model.onnx --html why.html   where the time goes, and what would save some
+      foretell partition zoo:resnet18 --targets ethos-u85-256,ort --link 1GB/s    the best cut
       foretell build --target ort --minutes 15      a predictor of this machine
       foretell targets add my-board.toml            a device behind ssh or adb
     """
@@ -218,6 +222,110 @@ def inspect(model: str, shapes: tuple[str, ...], batch: int | None, nodes: bool,
     from foretell.report import sheets, tables
 
     tables.show(*sheets.inspection(api.read_model(model, shapes=_shapes(shapes), batch=batch), nodes), form)
+
+
+@app.command(
+    epilog="Examples:  foretell partition zoo:resnet18 --targets ethos-u85-256,ort --link 1GB/s,20us   |   "
+    "foretell partition m.onnx --targets 'zigzag-*' --link 1GB/s,60pJ/B --objective pareto --format json"
+)
+@click.argument("model")
+@click.option("--targets", required=True, metavar="A,B[,C]", help="Names, patterns or folders of predictors.")
+@click.option("--link", required=True, metavar="1GB/s[,20us][,60pJ/B]", help="Speed, start and energy of a transfer.")
+@click.option("--objective", default="latency", show_default=True, help="latency, energy, or pareto for both.")
+@click.option("--host", default="", help="Target that holds the inputs and wants the outputs  [default: none]")
+@click.option("--strict", is_flag=True, help="Place nothing where no fitted model prices it.")
+@shape_option
+@batch_option
+@format_option
+def partition(
+    model: str, targets: str, link: str, objective: str, host: str, strict: bool, shapes: tuple[str, ...],
+    batch: int | None, form: str,
+) -> None:  # fmt: skip
+    """Find the best cut of MODEL over several processors: what runs where, and what is sent.
+
+    One inference at a time, nothing overlaps: the cost is that of all kernels plus that of all transfers.
+    """
+    from foretell import api
+    from foretell.explore.link import parse_link
+    from foretell.explore.partition import partition as best_partition
+    from foretell.report import explored, tables
+
+    wire = parse_link(link)
+    names = api.match_targets([t for t in targets.split(",") if t])
+    predictors = [api.load(t) for t in names]
+    if host:
+        host = api.load(host).target.name
+    graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
+    with _patient("partition") as tell:
+        found = best_partition(graph, predictors, wire, objective=objective, host=host, strict=strict, report=tell)
+    tables.show(*explored.partitioning(found), form)
+
+
+@app.command(
+    epilog="Examples:  foretell sweep zoo:mobilenetv2_100 --size 128,160,224 --width 0.5,0.75,1   |   "
+    "foretell sweep 'zoo:*' mine.onnx --target ort --pareto latency,macs:max"
+)
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--target", "targets", multiple=True, default=("ort-f32-1t",), show_default=True,
+    help="Name, pattern or folder of a predictor; several, each with its own front.",
+)  # fmt: skip
+@click.option("--batch", "batches", default="", metavar="1,2,4", help="Batch sizes  [default: the model's own]")
+@click.option("--size", "sizes", default="", metavar="128,224", help="Heights and widths of the image input.")
+@click.option("--width", "widths", default="", metavar="0.5,1", help="Factors on all hidden channels.")
+@click.option(
+    "--pareto", default="latency,macs:max", show_default=True,
+    help="What is traded off: latency, energy, memory, macs, parameters; least is best unless :max.",
+)  # fmt: skip
+@shape_option
+@click.option("--front", is_flag=True, help="Show only what nothing beats.")
+@format_option
+def sweep(
+    models: tuple[str, ...], targets: tuple[str, ...], batches: str, sizes: str, widths: str, pareto: str,
+    shapes: tuple[str, ...], front: bool, form: str,
+) -> None:  # fmt: skip
+    """Predict MODELS over batches, image sizes and widths, and mark what nothing beats. zoo:* stands for the zoo."""
+    from foretell import api
+    from foretell.explore import sweep as sweeps
+    from foretell.report import explored, tables
+
+    wanted = sweeps.parse_pareto(pareto)
+    batch, size = _numbers("--batch", batches, int), _numbers("--size", sizes, int)
+    width = _numbers("--width", widths, float)
+    predictors = [api.load(t) for t in api.match_targets(targets)]
+    with _patient("sweep") as tell:
+        points = sweeps.sweep(
+            sweeps.match_models(models), predictors, batches=batch, sizes=size, widths=width, shapes=_shapes(shapes),
+            pareto=wanted, report=tell,
+        )  # fmt: skip
+    tables.show(*explored.points([p for p in points if p.pareto or not front], pareto), form)
+
+
+def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    """Positive numbers of a list such as ``1,2,4``."""
+    words = text.split(",") if text else []
+    try:
+        out = [kind(w) for w in words]
+    except ValueError:
+        out = [0]
+    if any(not 0 < n < 2**20 for n in out) or len(set(out)) < len(out):
+        raise UsageError(f"{option} {text[:60]!r} is no list of different positive numbers", try_=f"{option} 1,2")
+    return out
+
+
+@contextlib.contextmanager
+def _patient(title: str) -> Iterator[Callable[[float], None]]:
+    """A progress line that shows itself when the work takes longer than a second or two."""
+    from foretell.report.progress import ProgressLine
+
+    start = time.monotonic()
+    with ProgressLine(title) as line:
+
+        def tell(share: float) -> None:
+            if time.monotonic() - start > 1.5:
+                line.update(min(share, 0.999), None)
+
+        yield tell
 
 
 @app.command(epilog="Example:  foretell zoo --format csv")
