@@ -272,8 +272,11 @@ class Commands:
     def mean(self, op: Written) -> None:
         """Depthwise sums in 32 bits of as many rows as one command takes, their sum, and a product."""
         x, y = self.ends(op)
-        channels = len(x.shape) - 1 in self.integers(op.inputs[1])
-        wide = Map((*y.shape, 1) if channels else (1, 1, max(math.prod(y.shape) // x.shape[-1], 1), x.shape[-1]), 4)
+        if len(x.shape) - 1 in self.integers(op.inputs[1]):
+            shape: Shape = y.shape if len(y.shape) == len(x.shape) else (*y.shape, 1)
+        else:
+            shape = (1, 1, max(math.prod(y.shape) // x.shape[-1], 1), x.shape[-1])
+        wide = Map(shape, 4)
         h, w, depth = x.hwc
         if h > _MEAN_ROWS and h * w <= _MEAN_SIZE:
             h, w = 1, h * w

@@ -47,7 +47,8 @@ def _written_in_place(copies: Iterable[Command]) -> set[Command]:
         w = x.writers[0]
         if w.part or w.what in ("transpose", "other") or x.hwc != w.ofm:
             continue
-        y.writers[y.writers.index(c)] = w
+        y.writers.remove(c)
+        y.writers.append(w)
         w.out, w.part, w.offset = y, True, c.offset
         gone.add(c)
     return gone
