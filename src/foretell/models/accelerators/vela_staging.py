@@ -159,25 +159,26 @@ def weight_lives(
         fixed: bytes of weights by command, where that is decided already.
     """
     out: list[Life] = []
-    before, shared = Before(), 0
+    before, shared = Before(), 0  # bytes of weights that lie whole in the last buffer
     for i, (c, turn) in enumerate(zip(order, turns, strict=True)):
         t = terms_of(npu, c)
         room = float(limit - use[2 * turn])
+        there = c.again and 0 < t.weights == shared
         if fixed is not None and i in fixed:
             if fixed[i]:
                 early = turns[i - 1] < turn and fixed[i] < before.room if i else False
                 out.append(Life(fixed[i], 2 * turn - early, 2 * turn + 1))
-            before = Before(t.cycles, room - fixed[i])
+            before, shared = Before(t.cycles, room - fixed[i]), 0
             continue
         plan = None
-        if c.again and shared == t.weights:  # they lie there still
+        if there:
             out[-1].last = 2 * turn + 1
         elif c.far or c.again:  # read by every position or image: copied once
             plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles) if t.weights <= room else None
         elif t.weights:
             plan = staged(npu, t, c.ofm[2], before, room)
         before = Before(t.cycles, room)
-        if t.weights and not (c.again and shared == t.weights):
+        if t.weights and not there:
             shared = t.weights if plan is not None and plan.slices == 1 else 0
         if plan is not None:
             out += plan.lives(turn)
