@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,7 @@ def write_tflite(graph: Graph, *, precision: str = "f32", seed: int = 0) -> Tfli
 class Writer:
     def __init__(self, graph: Graph, int8: bool, seed: int) -> None:
         self.graph, self.int8 = graph, int8
-        self.pool = np.random.default_rng(seed).standard_normal(_POOL, dtype=np.float32)
-        self.drawn = seed
+        self.seed = self.drawn = seed
         self.tensors: list[Stored] = []
         self.ops: list[Written] = []
         self.index: dict[str, int] = {}
@@ -92,6 +92,11 @@ class Writer:
         self.maps = self._feature_maps()
         self.done: set[int] = set()  # nodes fused into an earlier one, or dropped
         self.skipped: list[int] = []  # nodes to be counted to the next operator
+
+    @cached_property
+    def pool(self) -> Array:
+        """Standard normal values that weights are cut from."""
+        return np.random.default_rng(self.seed).standard_normal(_POOL, dtype=np.float32)
 
     def _feature_maps(self) -> set[str]:
         graph = self.graph
@@ -250,6 +255,14 @@ class Writer:
     # Nodes
 
     def write(self) -> TfliteFile:
+        inputs, outputs = self.operators()
+        data = pack(self.tensors, self.ops, inputs, outputs, self.graph.name)
+        names = [t.name for t in self.tensors]
+        ops = tuple(Operator(op.name, op.nodes, op.inputs, op.outputs, names[op.outputs[0]]) for op in self.ops)
+        return TfliteFile(data, ops)
+
+    def operators(self) -> tuple[list[int], list[int]]:
+        """Enter the operators of all nodes; returns the numbers of inputs and outputs of the network."""
         graph = self.graph
         inputs = [self.tensor(t) for t in graph.inputs]
         folded = graph.constant_nodes
@@ -274,10 +287,7 @@ class Writer:
         outputs = [self.tensor(t) for t in graph.outputs]
         if not self.ops:
             raise UnsupportedError("the graph runs nothing", where=graph.name)
-        data = pack(self.tensors, self.ops, inputs, outputs, graph.name)
-        names = [t.name for t in self.tensors]
-        ops = tuple(Operator(op.name, op.nodes, op.inputs, op.outputs, names[op.outputs[0]]) for op in self.ops)
-        return TfliteFile(data, ops)
+        return inputs, outputs
 
     def after(self, i: int, node: Node) -> tuple[str, int, tuple[int, ...]]:
         """(tensor to write, activation code, nodes) with the activation that follows ``node`` fused, if one does."""

@@ -10,7 +10,8 @@ which take a scratch buffer as large as their output, is learned from measured p
   later ones take one block laid out by offsets.
 
 The one that explains the measurements better is kept, with the median ratio that it leaves; or, where all buffers are
-laid out before the first run, the planner of :mod:`foretell.models.planned`.
+laid out before the first run, the planner of :mod:`foretell.models.planned`. A compiler that plans by rules that are
+known (:mod:`foretell.models.npu_memory`) leaves nothing to learn.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import numpy as np
 from foretell.errors import PredictorError
 from foretell.graph.ir import Graph
 from foretell.models.features import Kernel, KernelKind, Lowered
+from foretell.models.npu_memory import NpuMemory
 from foretell.models.planned import PlannedMemory
 from foretell.models.table import lower_measured
-from foretell.records import Measurement
+from foretell.records import Measurement, Target
 
 Array = np.ndarray[Any, Any]
 _ALIGN = 256
@@ -339,8 +341,16 @@ class MemoryModel:
     held_ratio_: list[float] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> MemoryModel | PlannedMemory | None:
-        """Learn from measurements that have a peak and kernels; None if there are fewer than eight."""
+    def fit(
+        cls, rows: Sequence[Measurement], graphs: Sequence[Graph], target: Target | None = None
+    ) -> MemoryModel | PlannedMemory | NpuMemory | None:
+        """Learn from measurements that have a peak and kernels; None if there are fewer than eight.
+
+        A ``target`` whose compiler's plan is known in closed form has nothing to learn.
+        """
+        npu = NpuMemory.fit(target, rows, graphs) if target is not None else None
+        if npu is not None:
+            return npu
         used = [(m, g) for m, g in zip(rows, graphs, strict=True) if m.peak_memory_bytes and m.kernels][:_MOST_ROWS]
         if len(used) < 8:
             return None
@@ -371,10 +381,12 @@ class MemoryModel:
         }
 
     @classmethod
-    def restore(cls, data: Mapping[str, Any]) -> MemoryModel | PlannedMemory:
+    def restore(cls, data: Mapping[str, Any]) -> MemoryModel | PlannedMemory | NpuMemory:
         """Inverse of :meth:`state`. Raises PredictorError on malformed or impossible values."""
         if isinstance(data, Mapping) and data.get("allocator") == "planned":
             return PlannedMemory.restore(data)
+        if isinstance(data, Mapping) and data.get("allocator") == "npu":
+            return NpuMemory.restore(data)
         try:
             habits = Habits(*(frozenset(str(g) for g in data[name]) for name in ("scratch", "flipped")))
             packed = {str(g): float(v) for g, v in data["packed"].items()}

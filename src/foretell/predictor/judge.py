@@ -84,9 +84,10 @@ def judge(
         add("latency_s", "flops", float(rate) * np.array([cost(g).total_macs for g in kept]), measured, None)
     peaks = np.array([m.peak_memory_bytes or np.nan for m in rows], float)
     predictions = predictor.predict_many(kept)
+    values = np.array([np.nan if p.peak_memory_bytes is None else p.peak_memory_bytes.value for p in predictions])
+    peaks[np.isnan(values)] = np.nan  # what has no figure has no error
     told = np.flatnonzero(np.isfinite(peaks))
-    if told.size >= 3 and all(p.peak_memory_bytes is not None for p in predictions):
-        values = np.array([p.peak_memory_bytes.value for p in predictions if p.peak_memory_bytes is not None])
+    if told.size >= 3:
         widths = [(0.0, 0.0)] * len(rows)
         found = cross_intervals(values[told], peaks[told], np.ones(told.size), fold[told])
         for i, bounds_of in zip(told.tolist(), found, strict=True):

@@ -27,7 +27,8 @@ from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.flydel import Flydel
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
-from foretell.models.network import Conformal, NetworkModel, network_features, scale_of
+from foretell.models.network import MICRO, Conformal, NetworkModel, network_features, scale_of
+from foretell.models.npu_memory import NpuMemory
 from foretell.models.planned import PlannedMemory
 from foretell.models.recalibration import CLASSES, Recalibration
 from foretell.models.roofline import RefinedRoofline, Roofline
@@ -50,7 +51,6 @@ _MIN_NETWORKS = 8
 _WORST_MEMORY = 0.15  # mean |log error| on its own training networks
 _TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
-MICRO = ("kernels", "sweep")  # sources that are not networks: no network term is learned from them
 Report = Callable[[str, float], None]
 
 
@@ -63,7 +63,7 @@ class Predictor:
     layers_: dict[str, LayerModel] = field(default_factory=dict)
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
-    memory_: MemoryModel | PlannedMemory | None = None
+    memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Predictor:
             self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
             self._fit_network(rows, kept, table, seconds, tell)
         tell("memory", 0.9)
-        self.memory_ = MemoryModel.fit(rows, kept)
+        self.memory_ = MemoryModel.fit(rows, kept, self.target)
         if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
             self.memory_ = None  # neither allocator explains the peaks: no figure rather than a wrong one
         if self.memory_ is None and not timed:
@@ -269,9 +269,9 @@ class Predictor:
             self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
         if self.memory_ is not None:
             pairs = [
-                (m.peak_memory_bytes, self.memory_.predict(kept[i], lowered[i]))
-                for i, m in enumerate(real)
-                if m.peak_memory_bytes
+                (m.peak_memory_bytes, guess)
+                for m, g, low in zip(real, kept, lowered, strict=True)
+                if m.peak_memory_bytes and (guess := self.memory_.predict(g, low))
             ]
             if pairs:
                 memory = np.log([true / guess for true, guess in pairs])
@@ -462,7 +462,8 @@ class Predictor:
     def _memory(self, graph: Graph, lowered: Lowered) -> Value | None:
         if self.memory_ is None:
             return None
-        return self._value("peak_memory_bytes", self.memory_.predict(graph, lowered), 1.0)
+        peak = self.memory_.predict(graph, lowered)
+        return None if peak is None else self._value("peak_memory_bytes", peak, 1.0)
 
     def _value(self, metric: str, value: float, scale: float) -> Value:
         conformal = self.conformal_.get(metric)

@@ -29,7 +29,7 @@ Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
 _BRICK = 16  # channels of the brick format in which maps are kept
 _MOST_STRIDE = 3
-_U85_WRITE = 2.66  # bytes a cycle that a U85 copies from and to the slow memory
+U85_WRITE = 2.66  # bytes a cycle that a U85 copies from and to the slow memory
 
 
 class Memory(NamedTuple):
@@ -333,7 +333,7 @@ def _elementwise(kind: NodeKind, lut: bool = False) -> list[Layer]:
     )]  # fmt: skip
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     ifm: Size
     ofm: Size
     by_part: bool  # several kernel elements at a time rather than many channels
@@ -349,7 +349,8 @@ def _by_part(npu: Npu, layer: Layer) -> bool:
     return c <= 8 or c / _up(c, 8) * taps / _up(taps, 4) >= c / _up(c, 32)
 
 
-def _block(npu: Npu, layer: Layer) -> _Block:
+@lru_cache(maxsize=100_000)
+def block_of(npu: Npu, layer: Layer) -> Block:
     """The block of outputs with the least traffic of those that fit."""
     uh, uw, uc = npu.micro
     part = _by_part(npu, layer)
@@ -395,7 +396,7 @@ def _block(npu: Npu, layer: Layer) -> _Block:
     price = np.broadcast_to(np.where(fits, price, np.inf), fits.shape).transpose(2, 0, 1)  # of equals the flattest
     e, a, b = np.unravel_index(int(np.argmin(price)), price.shape)
     out = (int(h[a]), int(w[b]), int(d[e]))
-    return _Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
+    return Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
 
 
 def _parts(k: int) -> list[tuple[int, int]]:
@@ -418,9 +419,9 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     if layer.what == "shuffle":  # channels of groups are interleaved
         n = float(math.prod(layer.ofm))
         if npu.family == "u85":  # single bytes, each a burst of the slow memory
-            return Cost(1.0, n * npu.slow.burst / _U85_WRITE, 1.0, n * npu.slow.burst / _U85_WRITE, 1.0, 0.0, 0.0, 1.0)
+            return Cost(1.0, n * npu.slow.burst / U85_WRITE, 1.0, n * npu.slow.burst / U85_WRITE, 1.0, 0.0, 0.0, 1.0)
         return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
-    block = _block(npu, layer)
+    block = block_of(npu, layer)
     ifm, ofm = layer.ifm, layer.ofm
     ob, ib = _clip(block.ofm, ofm), _clip(block.ifm, ifm)
     large = math.prod(ifm) + math.prod(ofm) > npu.limit
@@ -460,7 +461,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         blocks = math.prod(-(-n // u) for n, u in zip(ofm, npu.micro, strict=True)) / math.prod(micro)
         stage = element * math.prod(ob)
         if layer.what in ("conv", "depthwise"):
-            weights, scales = _weights(npu, layer, block.by_part)
+            weights, scales = weights_of(npu, layer, block.by_part)
             stage = max(stage, 10 * ob[2] * npu.slow.read / 256)
         issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
         m, a = max(mac, issue), max(stage, issue)
@@ -482,10 +483,10 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
     if npu.family == "u85":  # each kind of access has a width of its own: the widest need counts
         plain = max(slow, again * weights / npu.slow.width, scaling)
-        staged = max(slow, weights / _U85_WRITE, scaling)
+        staged = max(slow, weights / U85_WRITE, scaling)
     else:
         plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
-    transfer = (weights + scales) / (npu.slow.width if npu.family != "u85" else _U85_WRITE) + npu.slow.read
+    transfer = (weights + scales) / (npu.slow.width if npu.family != "u85" else U85_WRITE) + npu.slow.read
     t = layer.times
     return Cost(
         own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
@@ -493,7 +494,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     )  # fmt: skip
 
 
-def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> float:
+def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> float:
     """Cycles of the multipliers for one block of outputs."""
     nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
     nz = -(-ob[2] // npu.micro[2])
@@ -525,7 +526,7 @@ def _mac_cycles(npu: Npu, layer: Layer, block: _Block, ib: Size, ob: Size) -> fl
     return total / npu.cores if npu.family == "u65" else total
 
 
-def _weights(npu: Npu, layer: Layer, by_part: bool) -> tuple[float, float]:
+def weights_of(npu: Npu, layer: Layer, by_part: bool) -> tuple[float, float]:
     """Bytes of the compressed weights and of the scales of a layer."""
     taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
     u85 = npu.family == "u85"

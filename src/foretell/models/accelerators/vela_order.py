@@ -1,0 +1,122 @@
+"""The order in which an Ethos-U runs a network's commands, once copies have gone and what can ride on another does.
+
+- Concatenations and paddings are no commands where whoever computes a part can write it in place; slices are read in
+  place.
+- Commands are ordered depth first from the outputs, the last operand first.
+- An activation rides on the command that it follows at once; on U85 element-wise commands do, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from foretell.models.accelerators.vela_commands import BRICK, OUTPUT, Command, Commands, Map
+
+if TYPE_CHECKING:
+    from foretell.formats.tflite_outline import Outline
+
+_MOST_CHAINED, _MOST_OPERANDS = 4, 3  # U85: commands of a chain, and what they read from outside of it
+
+
+def _read_in_place(slices: Iterable[Command]) -> set[Command]:
+    """Let readers of slices read from the whole; returns the copies that go."""
+    gone = set()
+    for c in slices:
+        x, y = c.reads[0], c.out
+        if y.edge or any(r.what == "transpose" for r in y.readers):
+            continue
+        for r in y.readers:
+            k = r.reads.index(y)
+            r.reads[k], r.starts[k] = x, c.starts[0]
+        x.readers.remove(c)
+        x.readers += y.readers
+        gone.add(c)
+    return gone
+
+
+def _written_in_place(copies: Iterable[Command]) -> set[Command]:
+    """Let whoever computes a part of a map write it there, if it writes nothing else; returns the copies that go."""
+    gone = set()
+    for c in copies:
+        if not c.reads or not c.part:
+            continue
+        x, y = c.reads[0], c.out
+        if x.edge or len(x.writers) != 1 or len(x.readers) != 1:
+            continue
+        w = x.writers[0]
+        if w.part or w.what in ("transpose", "other") or x.hwc != w.ofm:
+            continue
+        y.writers.remove(c)
+        y.writers.append(w)
+        w.out, w.part, w.offset = y, True, c.offset
+        gone.add(c)
+    return gone
+
+
+def _ordered(outputs: Iterable[Map]) -> list[Command]:
+    """Commands in the order of a search from the outputs, last operand first; each after what it reads."""
+    order: list[Command] = []
+    seen: set[Command] = set()
+    stack = [(c, False) for m in outputs for c in m.writers]
+    while stack:
+        c, done = stack.pop()
+        if done:
+            order.append(c)
+        elif c not in seen:
+            seen.add(c)
+            stack.append((c, True))
+            stack += [(w, False) for m in c.reads for w in m.writers if w not in seen]
+    return order
+
+
+def _rides(last: Command, c: Command, family: str) -> bool:
+    """Whether ``c`` is run with ``last``, so that the map between them is never written."""
+    m = last.out
+    if m not in c.reads or len(m.readers) != 1 or len(m.writers) != 1 or m.edge or last.part or last.what == "copy":
+        return False
+    if c.what in ("lut", "relu"):
+        return not last.activated and not (family == "u85" and last.what == "transpose")
+    return (
+        family == "u85" and c.what == "elementwise" and last.what not in ("transpose", "other", "resize")
+        and last.ofm == c.ofm and last.chain < _MOST_CHAINED and last.operands + c.operands - 1 <= _MOST_OPERANDS
+    )  # fmt: skip
+
+
+def _ride(last: Command, c: Command) -> None:
+    m = last.out
+    if c.what == "elementwise":
+        last.chain += 1
+        last.operands += c.operands - 1
+    last.lut |= c.what == "lut"
+    last.activated = c.activated
+    for x in c.reads:
+        if x is not m:
+            x.readers[x.readers.index(c)] = last
+            last.reads.append(x)
+            last.starts.append(0)
+    c.out.writers[c.out.writers.index(c)] = last
+    last.out, last.part, last.offset = c.out, c.part, c.offset
+
+
+def _set_formats(order: Iterable[Command]) -> None:
+    """Bricks need parts that begin with a brick; the network's in- and outputs are as the world wants them."""
+    for c in order:
+        c.out.plain |= c.offset % BRICK > 0 or bool(c.out.edge)
+        for m, start in zip(c.reads, c.starts, strict=True):
+            m.plain |= start % BRICK > 0 or bool(m.edge)
+
+
+def commands(file: Outline, family: str) -> list[Command]:
+    """What an NPU of a family (u55, u65, u85) runs for ``file``, in order."""
+    made = Commands(file, family)
+    gone = _read_in_place(made.slices)
+    _written_in_place(c for c in reversed(made.all) if c.what == "copy" and c not in gone)
+    order: list[Command] = []
+    for c in _ordered(dict.fromkeys(c.out for c in made.all if c.out.edge == OUTPUT)):
+        if order and _rides(order[-1], c, family):
+            _ride(order[-1], c)
+        else:
+            order.append(c)
+    _set_formats(order)
+    return order

@@ -1,0 +1,186 @@
+"""Weights of an Ethos-U's commands in the fast memory: whether they are copied there, in how many slices, since when.
+
+Weights lie in the slow memory and are read anew for every block of rows and columns. Copied into the fast memory they
+are read as often from there, but the copy takes time, too. Part of it hides: a first slice of the channels arrives
+while the command before still computes, the next while the first is computed, and so on, in two buffers by turns. Weights
+are copied if the command then takes no longer.
+
+That Vela (ethos-u-vela, Apache-2.0) weighs these against each other is told by its documentation and sources; how is
+restated here in a simpler form, and compared with the memory that it reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from foretell.models.accelerators import ethos
+from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
+
+_SLICE = 16  # channels that a slice is a multiple of
+_ALIGN = 16
+_SPARSE, _ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
+
+
+@dataclass(eq=False)
+class Life:
+    """A buffer of ``size`` bytes from moment ``first`` to moment ``last``: what runs in turn ``i`` does so at ``2 i`` and
+    ``2 i + 1``. ``maps``: what it holds, none if it holds weights."""
+
+    size: int
+    first: int
+    last: int
+    maps: list[Map] = field(default_factory=list)
+
+
+class Terms(NamedTuple):
+    """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block."""
+
+    cycles: float
+    weights: int
+    reads: int
+    block: int
+
+
+@lru_cache(maxsize=100_000)
+def _terms(npu: ethos.Npu, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
+    if min(*layer.ifm, *layer.ofm) < 1:
+        return Terms(0.0, 0, 0, 1)
+    cycles = ethos.cost(npu, layer, reads_edge, writes_edge).npu
+    if layer.what not in ("conv", "depthwise"):
+        return Terms(cycles, 0, 0, 1)
+    block = ethos.block_of(npu, layer)
+    weights, scales = ethos.weights_of(npu, layer, block.by_part)
+    each = layer.ifm[2] * layer.ofm[2]
+    zeros = math.prod(layer.kernel) - taps
+    if layer.what == "conv" and zeros:  # a dilated kernel's
+        weights = up(int((_SPARSE * taps + _ZERO * zeros) * each) + 16, _ALIGN)
+    if ones:  # these compress to an eighth of a byte
+        padded = up(math.prod(layer.kernel), 5 if npu.family == "u85" else 4)
+        weights = up(padded * layer.ofm[2] // 8 + 16, _ALIGN)
+    rows, columns, depth = (min(a, b) for a, b in zip(block.ofm, layer.ofm, strict=True))
+    reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
+    return Terms(cycles, int(weights + scales), reads, depth)
+
+
+def terms_of(npu: ethos.Npu, c: Command, rows: int = 0) -> Terms:
+    """Terms of a command; ``rows`` of the output at a time, if given."""
+    layer = c.layer()
+    reads_edge = any(m.edge == INPUT for m in c.reads[: c.own])
+    if not rows:
+        return _terms(npu, layer, reads_edge, c.out.edge == OUTPUT, c.ones, math.prod(c.kernel))
+    need = min((rows - 1) * c.stride[0] + (layer.kernel[0] - 1) * layer.dilation[0] + 1, layer.ifm[0])
+    layer = layer._replace(ifm=(need, *layer.ifm[1:]), ofm=(rows, *layer.ofm[1:]))
+    t = _terms(npu, layer, reads_edge, False, c.ones, math.prod(c.kernel))
+    times = c.ofm[0] / rows
+    return t._replace(cycles=t.cycles * times, reads=t.reads * math.ceil(times))
+
+
+class Staged(NamedTuple):
+    """Bytes of one or two buffers that are filled by turns, how many slices go through them, whether the first is filled
+    under the command before, and the cycles of the last slice."""
+
+    buffers: tuple[int, ...]
+    slices: int
+    early: bool
+    tail: float
+
+    def lives(self, turn: int) -> list[Life]:
+        """The last slice's buffer lives to the end of the command, the other until that slice begins."""
+        last = (self.slices - 1) % len(self.buffers)
+        return [Life(n, 2 * turn - (k == 0 and self.early), 2 * turn + (k == last)) for k, n in enumerate(self.buffers)]
+
+
+class Before(NamedTuple):
+    """What the command before leaves: cycles to fetch under, bytes to fetch into."""
+
+    cycles: float = 0.0
+    room: float = 0.0
+
+
+def _read(memory: ethos.Memory, n: float) -> float:
+    return n / memory.width + memory.read
+
+
+def _copied(npu: ethos.Npu, n: float) -> float:
+    """Cycles in which ``n`` bytes come into the fast memory."""
+    return n / (ethos.U85_WRITE if npu.family == "u85" else npu.slow.width) + npu.slow.read
+
+
+def _slices(npu: ethos.Npu, t: Terms, channels: int, cycles: float, room: float) -> list[int]:
+    """Channels of each slice: those that arrive in ``cycles`` first, then as many at a time as arrive while these are
+    computed; with room for two slices."""
+    whole = _copied(npu, t.weights)
+    most = max(int(channels * min(room / 2 / t.weights, 1.0)), 1)
+    if whole <= cycles and most == channels:
+        return [channels]
+    first = max(min(int(channels * min(cycles / whole, 1.0)), most) // _SLICE * _SLICE, _SLICE)
+    if first >= channels:
+        return [channels]
+    computed = t.cycles * up(first, t.block) / up(channels, t.block)
+    each = min(up(max(int(channels * computed / whole), _SLICE), t.block), most)
+    step = t.block if each > t.block else _SLICE
+    each = max(each // step * step, _SLICE)
+    return [b - a for a, b in pairwise((0, *range(first, channels, each), channels))]
+
+
+def staged(npu: ethos.Npu, t: Terms, channels: int, before: Before, room: float, whole: bool = False) -> Staged | None:
+    """How the weights of a command are copied into ``room`` bytes, in one slice if ``whole``; None if they are not."""
+    slices = [channels] if whole else _slices(npu, t, channels, before.cycles, room)
+    sizes = [up(math.ceil(t.weights * d / channels), _ALIGN) for d in slices]
+    buffers = tuple(max(sizes[k::2]) for k in range(min(len(sizes), 2)))
+    if sum(buffers) > room:
+        return None
+    early = buffers[0] < before.room
+    cycles = [t.cycles * up(d, t.block) / up(channels, t.block) for d in slices]
+    under = [before.cycles if early else 0.0, *cycles]
+    late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
+    read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
+    stays = max(t.cycles, read_slow)
+    if max(sum(cycles) + late, read_fast) > stays:
+        return None
+    if t.reads == 1 and _copied(npu, t.weights) + read_fast > stays:  # a copy must not cost more than it saves
+        return None
+    return Staged(buffers, len(slices), early, cycles[-1])
+
+
+def weight_lives(
+    npu: ethos.Npu, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
+    fixed: Mapping[int, int] | None = None,
+) -> list[Life]:  # fmt: skip
+    """Buffers of weights.
+
+    Args:
+        use: bytes that live at each moment besides.
+        fixed: bytes of weights by command, where that is decided already.
+    """
+    out: list[Life] = []
+    before, shared = Before(), 0  # bytes of weights that lie whole in the last buffer
+    for i, (c, turn) in enumerate(zip(order, turns, strict=True)):
+        t = terms_of(npu, c)
+        room = float(limit - use[2 * turn])
+        there = c.again and 0 < t.weights == shared
+        if fixed is not None and i in fixed:
+            if fixed[i]:
+                early = turns[i - 1] < turn and fixed[i] < before.room if i else False
+                out.append(Life(fixed[i], 2 * turn - early, 2 * turn + 1))
+            before, shared = Before(t.cycles, room - fixed[i]), 0
+            continue
+        plan = None
+        if there:
+            out[-1].last = 2 * turn + 1
+        elif c.far or c.again:  # read by every position or image: copied once
+            plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles) if t.weights <= room else None
+        elif t.weights:
+            plan = staged(npu, t, c.ofm[2], before, room)
+        before = Before(t.cycles, room)
+        if t.weights and not there:
+            shared = t.weights if plan is not None and plan.slices == 1 else 0
+        if plan is not None:
+            out += plan.lives(turn)
+            before = Before(plan.tail, room - plan.buffers[(plan.slices - 1) % len(plan.buffers)])
+    return out

@@ -1,0 +1,72 @@
+"""Memory of an NPU whose compiler plans it: known in closed form, so that only the width of its interval is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretell.errors import PredictorError
+from foretell.graph.ir import Graph
+from foretell.models.features import Lowered
+from foretell.models.network import MICRO
+from foretell.records import Measurement, Target
+
+_PLANNER = "vela/1"  # changes with the formulas: predictors saved with another are stale
+
+
+def _known(device: str) -> bool:
+    from foretell.models.accelerators.ethos import NPUS
+
+    return device in NPUS
+
+
+@dataclass
+class NpuMemory:
+    """Fast memory that Vela's plan takes on ``device``, a name of :data:`foretell.models.accelerators.ethos.NPUS`."""
+
+    device: str
+    held_ratio_: list[float] = field(default_factory=list)
+
+    @classmethod
+    def fit(cls, target: Target, rows: Sequence[Measurement], graphs: Sequence[Graph]) -> NpuMemory | None:
+        """Compare the plan with measured peaks; None if the target has no known plan, or hardly any row is planned.
+
+        Ratios are those of networks, if there are any: packs of layers and sweeps of one layer are harder and easier.
+        """
+        if target.backend != "vela" or not _known(target.device):
+            return None
+        model = cls(target.device)
+        networks = [m.name.split("-")[0] not in MICRO for m in rows]
+        for m, graph, network in zip(rows, graphs, networks, strict=True):
+            if (network or not any(networks)) and m.peak_memory_bytes:
+                planned = model.predict(graph)
+                if planned:
+                    model.held_ratio_.append(float(np.log(m.peak_memory_bytes / planned)))
+        return model if len(model.held_ratio_) >= 8 else None
+
+    def predict(self, graph: Graph, lowered: Lowered | None = None) -> float | None:
+        """Bytes of fast memory; None if the compiler's input cannot be written from ``graph``.
+
+        The compiler maps operators to commands by itself, so that what is ``lowered`` says nothing.
+        """
+        from foretell.models.accelerators.vela_memory import peak_bytes
+
+        peak = peak_bytes(self.device, graph)
+        return None if peak is None else float(peak)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {"allocator": "npu", "planner": _PLANNER, "device": self.device}
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any]) -> NpuMemory:
+        """Inverse of :meth:`state`. Raises PredictorError on values that are not ours."""
+        if data.get("planner") != _PLANNER:
+            raise PredictorError("was fitted on another plan", where="memory.planner", try_="rebuild it")
+        device = data.get("device")
+        if not isinstance(device, str) or not _known(device):
+            raise PredictorError(f"names no known NPU {device!r}", where="memory.device")
+        return cls(device)
