@@ -37,6 +37,9 @@ from foretell.store import Store
 
 # Share of the budget for the real networks that judge the predictor; they train nothing but the intervals.
 _JUDGE_SHARE = 0.25
+_CHOICE = 3  # times as many benchmarks as fit, where they are chosen as it goes
+_ROUND, _ROUND_S = 0.12, 45.0  # share of the budget, and seconds, after which the models are asked again
+_MOST_DOUBTED = 400  # benchmarks that are looked at in a round
 _OPTIONS = RunOptions(seconds=0.2)
 SECONDS_PER_ESTIMATE = 0.5  # a vendor's compiler on a small network
 Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
@@ -53,11 +56,13 @@ class Plan:
     entries: tuple[Entry, ...]
     judges: tuple[str, ...]
     processes: int = protocol.PROCESSES
+    until_percent: float = 0.0  # stop once networks held out are told to this error; 0: use all of the budget
 
     @property
     def campaign(self) -> str:
         """Name of the campaign in the store; the same plan resumes the same campaign."""
-        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}"
+        until = f"-until{self.until_percent:g}" if self.until_percent else ""
+        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}{until}"
 
 
 @dataclass(frozen=True)
@@ -70,18 +75,24 @@ class Built:
     wall_s: float
 
 
-def plan_build(target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0) -> Plan:
-    """Plan a build. Raises TargetError or UsageError."""
+def plan_build(
+    target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0, until_percent: float = 0.0
+) -> Plan:
+    """Plan a build. With ``until_percent`` there are more benchmarks than fit, to choose from as it goes.
+
+    Raises TargetError or UsageError.
+    """
     backend, chosen = backends.resolve(target, precision, threads)
     workers = len(worker_cpus(chosen))
     each = getattr(backend, "seconds_each", SECONDS_PER_ESTIMATE)
     seconds = each if backend.estimate else SECONDS_PER_ENTRY
+    choice = _CHOICE if until_percent else 1
     entries = make_plan(
-        minutes * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
+        minutes * choice * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
     )
     judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, each if backend.estimate else None)
     processes = 1 if backend.estimate else protocol.PROCESSES
-    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes)
+    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, until_percent)
 
 
 def graph_hash(model: bytes) -> str:
@@ -109,7 +120,8 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
     if not store.counts(plan.campaign):
         judges = [(zoo_bytes(n), n) for n in plan.judges]
         models: list[tuple[str, str, str, bytes]] = []
-        every = max(1, int(0.7 * len(plan.entries) / max(len(judges), 1)))
+        within = len(plan.entries) / (_CHOICE if plan.until_percent else 1)  # entries that will be measured, or so
+        every = max(1, int(0.7 * within / max(len(judges), 1)))
         for i, entry in enumerate(plan.entries):
             models.append((entry.name, f"generated:{entry.space}", "generated", write_onnx(entry.graph())))
             if i % every == every - 1 and judges:
@@ -128,11 +140,47 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
         share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))
         tell("measuring", min(1.0, share), p.remaining_s, f"{p.done} done, {p.failed} failed, last {p.last}")
 
-    settings = Settings(
-        options=_OPTIONS, seconds=max(5.0, budget - (time.monotonic() - start)),
-        job_seconds=1200.0 if plan.processes == 1 else 120.0,
-    )  # fmt: skip
-    run_campaign(store, plan.campaign, plan.target, settings, report)
+    while True:
+        left = budget - (time.monotonic() - start)
+        settings = Settings(
+            options=_OPTIONS, seconds=max(5.0, min(left, max(_ROUND_S, _ROUND * budget)) if plan.until_percent else left),
+            job_seconds=1200.0 if plan.processes == 1 else 120.0,
+        )  # fmt: skip
+        run_campaign(store, plan.campaign, plan.target, settings, report)
+        waiting = "pending" in store.counts(plan.campaign)
+        if (
+            not plan.until_percent
+            or not waiting
+            or time.monotonic() - start >= budget
+            or _good_enough(store, plan, tell)
+        ):
+            return
+
+
+def _good_enough(store: Store, plan: Plan, tell: Tell) -> bool:
+    """Whether networks held out are told well enough; if not, what the models doubt most is measured next."""
+    usable = protocol.correct_drift(
+        [m for m in store.measurements(plan.target.name, plan.campaign) if m.verdict != "failed"]
+    )
+    train = [m for m in usable if m.source == "generated"]
+    try:
+        predictor = Predictor(plan.target).fit(train, graphs_of(store, train))
+    except FitError:
+        return False  # too few yet
+    held_out = float(predictor.card.get("held_out_percent", np.inf))
+    tell("choosing", min(1.0, plan.until_percent / max(held_out, 1e-9)), None, f"{held_out:.1f} % on networks held out")
+    if held_out <= plan.until_percent:
+        return True
+    waiting = store.pending(plan.campaign)
+    generated = [g for g, source in waiting if source == "generated"][:_MOST_DOUBTED]
+    judges = [g for g, source in waiting if source != "generated"]
+    doubt = predictor.doubt([read(store.model(g)) for g in generated])
+    order = [generated[int(i)] for i in np.argsort(-doubt)]
+    every = max(1, len(order) // (2 * (len(judges) + 1)))
+    for k, judge_ in enumerate(judges):  # among the first half, so that early ends are judged, too
+        order.insert(min((k + 1) * (every + 1) - 1, len(order)), judge_)
+    store.reorder(plan.campaign, order)
+    return False
 
 
 def _judges(seconds: float, each: float | None) -> tuple[str, ...]:

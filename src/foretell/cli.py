@@ -400,7 +400,7 @@ def remove(name: str) -> None:
 
 @app.command(
     epilog="Examples:  foretell build --target ort --minutes 15   |   foretell build --target ort --minutes 2 --dry-run"
-    "   |   foretell build --target my-board"
+    "   |   foretell build --target my-board --until-error 8"
 )
 @click.option("--target", "backend", default="ort", show_default=True, help="Backend, target or device to build for.")
 @click.option(
@@ -409,6 +409,12 @@ def remove(name: str) -> None:
     default=15.0,
     show_default=True,
     help="Budget for measuring.",
+)
+@click.option(
+    "--until-error",
+    type=click.FloatRange(min=0.1, max=100),
+    metavar="PERCENT",
+    help="Choose benchmarks as it goes, and stop once networks held out are told to this error.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
@@ -422,8 +428,8 @@ def remove(name: str) -> None:
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def build(
-    backend: str, minutes: float, threads: int, precision: str, seed: int, output: Path | None, store: Path | None,
-    dry_run: bool, force: bool, quiet: bool, form: str,
+    backend: str, minutes: float, until_error: float | None, threads: int, precision: str, seed: int, output: Path | None,
+    store: Path | None, dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
@@ -435,7 +441,9 @@ def build(
     from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
-    plan = journey.plan_build(backend, minutes=minutes, precision=precision, threads=threads, seed=seed)
+    plan = journey.plan_build(
+        backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0
+    )
     if dry_run:
         tables.show(*sheets.plan(plan), form)
         return

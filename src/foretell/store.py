@@ -226,6 +226,22 @@ class Store:
                 )
         return len(graphs)
 
+    def pending(self, campaign: str) -> list[tuple[str, str]]:
+        """(hash, source) of the graphs whose jobs wait, in the order in which they will be leased."""
+        return self._rows(
+            "SELECT j.graph, g.source FROM jobs j JOIN graphs g ON g.hash = j.graph "
+            "WHERE j.campaign = ? AND j.state = 'pending' ORDER BY j.position",
+            (campaign,),
+        )
+
+    def reorder(self, campaign: str, graphs: Sequence[str]) -> None:
+        """Let the waiting jobs of ``graphs`` be leased in that order, before all others."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET position = ? WHERE campaign = ? AND graph = ? AND state = 'pending'",
+                [(i - len(graphs), campaign, g) for i, g in enumerate(graphs)],
+            )
+
     def counts(self, campaign: str) -> dict[str, int]:
         """Number of jobs by state."""
         return dict(self._rows("SELECT state, COUNT(*) FROM jobs WHERE campaign = ? GROUP BY state", (campaign,)))

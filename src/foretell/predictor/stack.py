@@ -50,6 +50,7 @@ _TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 10.0)
 _MIN_NETWORKS = 8
 _WORST_MEMORY = 0.15  # mean |log error| on its own training networks
 _TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
+_UNSEEN = 0.7  # doubt, in log units, of a kernel unlike all that was measured
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
 Report = Callable[[str, float], None]
 
@@ -188,6 +189,7 @@ class Predictor:
             error = self._network_error(features[real], total[real], measured[real])
             if error < best * _WORTH:
                 best, self.blend_ = error, tuple(float(b) for b in blend)
+        self.card["held_out_percent"] = round(100 * best, 2)
         out_of_fold["default"] = _blend([out_of_fold[name] for name in _BLENDED], self.blend_)
         for name in METHODS:
             features, total = self._network_inputs(own, lowered, out_of_fold[name], len(rows))
@@ -340,6 +342,16 @@ class Predictor:
         """What limits each kernel."""
         out: list[str] = self.layers_["refined_roofline"].bound(table)  # type: ignore[attr-defined]
         return out
+
+    def doubt(self, graphs: Sequence[Graph]) -> Array:
+        """How unsure the estimate of each graph is, (graphs,): the mean over its time of how far two layer models that
+        learned the same differ (log units), and ``_UNSEEN`` where a kernel is unlike all that was measured."""
+        e = self._estimate([self.as_run(g) for g in graphs], "default")
+        parts = [np.log(self.layers_[name].predict(e.table)) for name in ("statistical", "mixed")]
+        strange = self._outside(e.table) | ~self._fitted(e.table)
+        each = np.where(strange, _UNSEEN, np.abs(parts[0] - parts[1]))
+        out: Array = np.bincount(e.table.graph, weights=e.kernel_s * each, minlength=len(graphs))
+        return out / np.maximum(e.latency_s, 1e-12)
 
     def by_bound(self, graphs: Sequence[Graph]) -> Array:
         """Predicted seconds by what limits the kernels, (graphs, 3), as :mod:`foretell.models.recalibration` orders them."""
