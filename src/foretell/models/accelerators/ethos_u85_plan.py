@@ -9,7 +9,7 @@ lie, which run in stripes. It follows what Vela decides, from sizes and live ran
   holds a few.
 - A map that is sliced, turned or joined within a brick of 16 channels lies channel by channel.
 
-The shares of the fast memory that weights take were chosen on generated networks.
+The share of the fast memory that weights take beside stripes was chosen on generated networks.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ _UNCHAINED = frozenset((  # to whose results nothing is chained: they are moved,
 _TURNED = frozenset(("Transpose", "Split", "Slice", "Gather", "MatMul", "Gemm"))
 _STRIPED = ("Conv/dense", "Conv/depthwise", "MaxPool", "AveragePool")
 _KEPT_PLACES = 64  # places of an output for which weights are read anew at most once, so that none are staged
-# Of the fast memory: weights that are copied ahead of time whole, what is ahead of larger ones, what two halves in turn
-# take of those that do not fit, and what weights may take beside stripes.
-_AHEAD, _BEGUN, _HALVES, _BESIDE = 0.4, 0.25, 0.9, 0.25
+_BESIDE = 0.25  # of the fast memory, what weights may take beside stripes
 
 
 class Plan:
@@ -251,10 +249,7 @@ class Plan:
         used = np.zeros(len(self.host) + 1)
         for i in range(len(self.host)):
             if i not in self.stripe:
-                size, at = self._staged(i), self.host[i]
-                used[at] += size if size <= FAST_BYTES else _HALVES * FAST_BYTES
-                if at:
-                    used[at - 1] += size if size <= _AHEAD * FAST_BYTES else _BEGUN * FAST_BYTES
+                used[self.host[i]] += min(self._staged(i), FAST_BYTES)
         span = {}
         for t in self._bytes:
             begin = self.host[self._writer[t]]

@@ -103,8 +103,10 @@ def _node_steps(npu: Npu, main: NodeKind, active: bool) -> list[Step]:
         Step(layer, chain=DIVISION if name == "Div" else 0.0) for layer in node_layers(main, active and name in TABLES)
     ]
     before = _padding(main, x, y) if name == "MaxPool" else []
-    if before and x[0] > 1:  # the borders of all images are written at once
-        before, steps = [s._replace(linear_out=True) for s in before], [s._replace(linear_in=True) for s in steps]
+    if before:
+        several = x[0] > 1  # images: their borders are written at once
+        before = [s._replace(linear_out=several) for s in before]
+        steps = [s._replace(reads=0, linear_in=several) for s in steps]
     return [*before, *steps]
 
 
