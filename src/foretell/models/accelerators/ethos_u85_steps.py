@@ -3,7 +3,8 @@
 Matrix products run as convolutions of an image of their rows; grouped convolutions, means, softmax, normalisations,
 transpositions and unusual strides are taken apart. The lists of steps (softmax, layer normalisation, interleaving of
 channels), a division's cycles and the padding before pools were read off Vela's tables for single layers made for the
-purpose, the tiles of large strides off those of networks of the zoo.
+purpose, the tiles of large strides off those of networks of the zoo. Single layers made afterwards confirm these where windows
+overlap (4 %); where they do not, the form is between 0.7 and 1.8 of the truth, small kernels being the worst.
 """
 
 from __future__ import annotations
