@@ -12,6 +12,7 @@ from foretell.generate.builder import Builder
 from foretell.graph.ir import Graph
 from foretell.models.accelerators import WIDTH, closed_form
 from foretell.models.accelerators.ethos import NPUS
+from foretell.models.accelerators.ethos_u85_cost import NPUS as NPUS_U85
 from foretell.models.accelerators.zigzag import HARDWARE
 from foretell.models.table import lower_measured
 from foretell.predictor.stack import Predictor
@@ -55,7 +56,9 @@ def test_zigzag_agrees_with_its_tool(device: str, tmp_path, monkeypatch) -> None
     np.testing.assert_allclose(priced.joules, [k.energy_j for k in run.kernels], rtol=0.05)
 
 
-@pytest.mark.parametrize(("device", "tolerance"), [("ethos-u55-128", 0.04), ("ethos-u65-256", 0.04)])
+@pytest.mark.parametrize(
+    ("device", "tolerance"), [("ethos-u55-128", 0.04), ("ethos-u65-256", 0.04), ("ethos-u85-256", 0.04)]
+)
 def test_ethos_agrees_with_its_compiler(device: str, tolerance: float) -> None:
     pytest.importorskip("ethosu.vela")
     backend, target = backends.resolve(device)
@@ -72,7 +75,7 @@ def test_ethos_agrees_with_its_compiler(device: str, tolerance: float) -> None:
     assert np.median(np.abs(priced.seconds[large] / true[large] - 1)) < tolerance
 
 
-@pytest.mark.parametrize("device", [*NPUS, *(f"zigzag-{h}" for h in HARDWARE)])
+@pytest.mark.parametrize("device", [*NPUS, *NPUS_U85, *(f"zigzag-{h}" for h in HARDWARE)])
 @pytest.mark.parametrize("network", ["mobilenetv2_100", "vit_tiny_patch16_224", "shufflenet_v2_x1_0"])
 def test_every_kernel_has_a_finite_price(device: str, network: str) -> None:
     target = Target(device, "zigzag" if device.startswith("zigzag") else "vela", "int8", 1, device)
@@ -95,7 +98,7 @@ def test_other_targets_have_none() -> None:
 
 
 def test_larger_work_costs_more() -> None:
-    for device in ("ethos-u55-128", "zigzag-tpu_like"):
+    for device in ("ethos-u55-128", "ethos-u85-256", "zigzag-tpu_like"):
         target = Target(device, "zigzag" if device.startswith("z") else "vela", "int8", 1, device)
         predictor = Predictor(target)
         small, large = (predictor.lower(predictor.as_run(_layers(size=s))).prior for s in (14, 56))

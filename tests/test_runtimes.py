@@ -10,6 +10,7 @@ import pytest
 from foretell import api, backends
 from foretell.backends.litert import BUILTIN, DELEGATE, align, schedule
 from foretell.backends.tflite_trace import fused_into, kernels_of
+from foretell.backends.vela import _by_operator
 from foretell.errors import ForetellError, MeasurementError, TargetError
 from foretell.formats.onnx_write import write_onnx
 from foretell.formats.tflite_pack import Operator
@@ -212,6 +213,36 @@ def test_vela_prices_nothing_that_it_leaves_to_the_cpu():
     backend, target = backends.resolve("ethos-u55-128")
     with pytest.raises(MeasurementError, match="to the CPU"):
         backend.run(api.zoo_bytes("convnext_tiny"), "convnext", target, QUICK)
+
+
+def _row(name: str, cycles: int, original: str) -> dict[str, str]:
+    return {"Name": name, "Op Cycles": str(cycles), "Original Operator": original}
+
+
+def test_parts_that_vela_names_after_what_they_read():
+    ops = [
+        Operator("FULLY_CONNECTED", (0,), (0, 9), (1,), "t1"), Operator("SOFTMAX", (1,), (1,), (2,), "t2"),
+        Operator("BATCH_MATMUL", (2,), (2, 1), (3,), "t3"), Operator("SQUARED_DIFFERENCE", (3,), (3, 8), (4,), "t4"),
+    ]  # fmt: skip
+    layers = [
+        _row("#7", 1, "FullyConnected"), _row("t1", 2, "FullyConnected"), _row("t1/Transpose", 4, "BatchMatMul"),
+        _row("t1_transpose", 8, "Softmax"), _row("t1_softmax_0", 16, "Softmax"), _row("t2", 32, "Softmax"),
+        _row("t3", 64, "BatchMatMul"), _row("t3_32bit/Mul/Sub", 128, "SquaredDifference"), _row("t4_x", 256, "SquaredDifference"),
+    ]  # fmt: skip
+    assert _by_operator(layers, ops, "n") == {"t1": 3.0, "t2": 56.0, "t3": 68.0, "t4": 384.0}
+
+
+def test_vela_charges_a_softmax_to_itself():
+    pytest.importorskip("ethosu.vela")
+    backend, target = backends.resolve("ethos-u85-256")
+    b = Builder("attention")
+    x = b.input((1, 64, 64))
+    scores = b.op("MatMul", [b.linear(x, 64), b.op("Transpose", [b.linear(x, 64)], perm=[0, 2, 1])])
+    b.output(b.op("MatMul", [b.op("Softmax", [scores], axis=-1), b.linear(x, 64)]))
+    run = backend.run(write_onnx(b.graph()), "attention", target, QUICK)
+    seconds = {k.op_type: k.latency_s for k in run.kernels if k.op_type == "Softmax"}
+    assert seconds["Softmax"] > 0.3 * run.samples_s[0]
+    assert sum(k.latency_s for k in run.kernels) == pytest.approx(run.samples_s[0], rel=0.02)
 
 
 @pytest.mark.parametrize("fault", ["column", "nan", "rows", "name", "total"])

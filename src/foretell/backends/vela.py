@@ -15,12 +15,14 @@ import io
 import math
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
 from foretell.backends.tflite_trace import fused_into, kernels_of
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
+from foretell.formats.tflite_pack import Operator
 from foretell.formats.tflite_write import as_tflite
 from foretell.records import Run, Target
 
@@ -99,7 +101,7 @@ class Backend:
         left: list[str] = []
         for row in layers:
             if row["Target"] != "NPU":
-                left.append(row.get("TFLite_operator") or row.get("Original Operator") or "?")
+                left.append(_original(row) or "?")
         if left:
             raise MeasurementError(f"Vela leaves {', '.join(sorted(set(left)))} to the CPU, unpriced", where=name)
         # What does not agree is not Vela's table as we know it: no figure rather than a wrong one.
@@ -112,34 +114,56 @@ class Backend:
         )
         if not options.profile:
             return Run((seconds,), environment=environment)
-        cycles = _by_operator(layers, {op.output for op in file.ops}, name)
+        cycles = _by_operator(layers, file.ops, name)
         seconds_of = [cycles[op.output] / clock if op.output in cycles else None for op in file.ops]
         kernels, eliminated = kernels_of(graph, file.ops, fused_into(file.ops, seconds_of))
         peak = int(_number(summary[0], "sram_memory_used") * 1024)
         return Run((seconds,), kernels, peak or None, eliminated, environment)
 
 
-def _by_operator(layers: list[dict[str, str]], outputs: set[str], name: str) -> dict[str, float]:
+# Operators that Vela splits into parts named after what they read: ``t3_softmax_7``, ``t3/Transpose``, ``t3_32bit/Mul``.
+_NAMED_BY_INPUT = {"Softmax": "SOFTMAX", "BatchMatMul": "BATCH_MATMUL", "SquaredDifference": "SQUARED_DIFFERENCE"}
+_SUFFIX = re.compile(r"[_/][^_/]*$")
+
+
+def _by_operator(layers: list[dict[str, str]], ops: Sequence[Operator], name: str) -> dict[str, float]:
     """Cycles by what an operator of the file writes.
 
     Vela splits operators: a part is called like the whole with a suffix, or has a number of its own and comes before
-    the rest of its operator.
+    the rest of its operator. Parts of some operators are called like the map that they read, and belong to its reader,
+    not to its writer.
     """
+    outputs = {op.output for op in ops}
+    written = {t: op.output for op in ops for t in op.outputs}
+    readers: dict[tuple[str, str], str] = {}  # (what is read, by which sort of operator): what that one writes
+    for op in ops:
+        for t in op.inputs:
+            if t in written:
+                readers.setdefault((written[t], op.name), op.output)
     cycles: dict[str, float] = {}
     waiting = 0.0
     last = ""
     for row in layers:
-        own = row["Name"]
-        while own not in outputs and "_" in own:
-            own = own.rpartition("_")[0]
-        waiting += _number(row, "Op Cycles")
-        if own in outputs:
-            cycles[own] = cycles.get(own, 0.0) + waiting
+        own, cost = row["Name"], _number(row, "Op Cycles")
+        while own not in outputs and _SUFFIX.search(own):
+            own = _SUFFIX.sub("", own)
+        reader = readers.get((own, _NAMED_BY_INPUT.get(_original(row), ""))) if own != row["Name"] else None
+        if reader is not None:
+            cycles[reader] = cycles.get(reader, 0.0) + cost
+        elif own in outputs:
+            cycles[own] = cycles.get(own, 0.0) + waiting + cost
             waiting, last = 0.0, own
+        else:
+            waiting += cost
     if not last:
         raise MeasurementError("vela names no layer of the file", where=name)
     cycles[last] += waiting
     return cycles
+
+
+def _original(row: dict[str, str]) -> str:
+    """The operator of the file that Vela made a layer from."""
+    return row.get("TFLite_operator") or row.get("Original Operator") or ""
 
 
 def _last(said: io.StringIO) -> str:

@@ -28,7 +28,7 @@ NAMES: tuple[str, ...] = (
     "batch", "m", "n", "k", "group", "kernel_h", "kernel_w", "stride", "dilation", "out_h", "out_w", "in_h", "in_w",
     "taps_share", "align_n16", "align_n64", "align_k4", "align_k16", "align_m", "inner", "rows", "inputs", "outputs",
     "const_operand", "trans_a", "trans_b", "blocked", "reuse_bytes", "net_weights", "net_macs", "reads_input",
-    "mode", "in_elements", "out_elements", "copies", "bits", "depth", "align_k32", "align_k64", "align_w16", "padded",
+    "mode", "in_elements", "out_elements", "copies", "bits", "depth", "padded",
 )  # fmt: skip
 COLUMN = {name: i for i, name in enumerate(NAMES)}
 # The features whose range tells whether a kernel is like those that were measured.
@@ -399,7 +399,7 @@ class _MainNode:
         depthwise = cin == 1 and n == 1
         lanes = w.shape[0] if depthwise else n
         row[c["align_n16"]], row[c["align_n64"]] = _align(lanes, 16), _align(lanes, 64)
-        row[c["align_m"]], row[c["align_w16"]] = _align(out[1], 6), _align(out[1], 16)
+        row[c["align_m"]] = _align(out[1], 6)
         row[c["rows"]] = _log(cin)
         self._depth(row, cin)
         return share
@@ -408,8 +408,7 @@ class _MainNode:
         """Channels, or elements of a row, that one dot product runs over before it moves on to the next tap."""
         c = COLUMN
         row[c["depth"]] = _log(depth)
-        for par in (4, 16, 32, 64):
-            row[c[f"align_k{par}"]] = _align(depth, par)
+        row[c["align_k4"]], row[c["align_k16"]] = _align(depth, 4), _align(depth, 16)
 
     def _matmul(self, row: list[float], v: View, node: Node) -> None:
         c = COLUMN
@@ -432,7 +431,7 @@ class _MainNode:
         row[c["trans_a"]], row[c["trans_b"]] = float(trans_a), float(trans_b)
         row[c["const_operand"]] = float(constant)
         row[c["align_n16"]], row[c["align_n64"]] = _align(n, 16), _align(n, 64)
-        row[c["align_m"]], row[c["align_w16"]] = _align(m, 12), _align(m, 16)
+        row[c["align_m"]] = _align(m, 12)
         self._depth(row, k)
         row[c["inner"]] = _log(n)
         row[c["rows"]] = len(y.shape)

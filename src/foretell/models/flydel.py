@@ -72,11 +72,11 @@ def properties(table: Table) -> Array:
     m, n, depth = count("m"), count("n"), count("depth")
     group = np.maximum(count("group"), 1.0)
     taps = np.maximum(rows[:, c["kernel_h"]], 1.0) * np.maximum(rows[:, c["kernel_w"]], 1.0)
-    full_16 = np.maximum(rows[:, c["align_n16"]] * rows[:, c["align_k16"]], 1e-3)
-    full_64 = np.maximum(rows[:, c["align_n16"]] * rows[:, c["align_k64"]], 1e-3)
+    full = np.maximum(rows[:, c["align_n16"]], 1e-3)
+    whole = np.maximum(np.rint(depth), 1.0)
+    full_16, full_64 = (full * whole / (np.ceil(whole / par) * par) for par in (16, 64))
     known = {
-        "one": np.ones(table.size), "macs": table.macs, "macs_16": table.macs / np.where(full_16 > 0.01, full_16, 1.0),
-        "macs_64": table.macs / np.where(full_64 > 0.01, full_64, 1.0), "work": table.work,
+        "one": np.ones(table.size), "macs": table.macs, "macs_16": table.macs / full_16, "macs_64": table.macs / full_64, "work": table.work,
         "read_bytes": count("read"), "write_bytes": count("write"), "weight_bytes": count("weights"),
         "padded_bytes": count("padded"), "in_elements": count("in_elements"), "out_elements": count("out_elements"),
         "pixels": m, "products": group, "dots": m * n * group, "columns": m * depth * taps * group, "taps": m * taps,

@@ -14,18 +14,18 @@ from foretell.models.features import Lowered
 from foretell.models.network import MICRO
 from foretell.records import Measurement, Target
 
-_PLANNER = "vela/1"  # changes with the formulas: predictors saved with another are stale
+_PLANNER = "vela/2"  # changes with the formulas: predictors saved with another are stale
 
 
 def _known(device: str) -> bool:
-    from foretell.models.accelerators.ethos import NPUS
+    from foretell.models.accelerators.vela_staging import system_of
 
-    return device in NPUS
+    return system_of(device) is not None
 
 
 @dataclass
 class NpuMemory:
-    """Fast memory that Vela's plan takes on ``device``, a name of :data:`foretell.models.accelerators.ethos.NPUS`."""
+    """Fast memory that Vela's plan takes on ``device``, an Ethos-U in its usual system."""
 
     device: str
     held_ratio_: list[float] = field(default_factory=list)

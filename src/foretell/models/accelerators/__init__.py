@@ -65,7 +65,7 @@ def closed_form(target: Target) -> ClosedForm | None:
 
         return zigzag.closed_form(target.device)
     if target.backend == "vela":
-        from foretell.models.accelerators import ethos
+        from foretell.models.accelerators import ethos, ethos_u85
 
-        return ethos.closed_form(target.device)
+        return ethos.closed_form(target.device) or ethos_u85.closed_form(target.device)
     return None

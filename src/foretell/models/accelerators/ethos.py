@@ -1,9 +1,12 @@
-"""Cycles of a kernel on Arm's Ethos-U NPUs as the Vela compiler estimates them, without its scheduler.
+"""Cycles of a kernel on Arm's Ethos-U55 and U65 as the Vela compiler estimates them, without its scheduler.
 
 An output map is computed in blocks that fit the NPU's memory. A block costs the multipliers' cycles, in which micro-blocks
 that do not divide are padded, or the output stage's, whichever are more; meanwhile inputs, weights and outputs move
 over two memories, each with its width and its smallest burst. The layer takes as long as the slowest of these. Weights
 are read anew for every block of rows and columns, unless they are staged in the fast memory first.
+
+An Ethos-U85 moves and chains differently, :mod:`foretell.models.accelerators.ethos_u85`; what it shares with the others
+(its sizes, padding of micro-blocks, size of compressed weights, kernels as layers) stands here.
 
 Sizes of the arrays, of their memories and of micro-blocks: Arm's technical reference manuals of Ethos-U55, U65 and
 U85; speeds of the memories: ``vela.ini`` (https://pypi.org/project/ethos-u-vela/). What the compiler makes of them was
@@ -27,9 +30,8 @@ from foretell.models.features import Kernel, KernelKind, Lowered
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
-_BRICK = 16  # channels of the brick format in which maps are kept
-_MOST_STRIDE = 3
-U85_WRITE = 2.66  # bytes a cycle that a U85 copies from and to the slow memory
+BRICK = 16  # channels of the brick format in which maps are kept
+MOST_STRIDE = 3
 
 
 class Memory(NamedTuple):
@@ -47,47 +49,39 @@ class Npu:
 
     Attributes:
         micro: height, width and depth of a micro-block of outputs.
-        banks: KiB of its shared memory; on U85 bytes of (input, accumulator) memory.
+        banks: KiB of its shared memory.
         grain: banks that an input block and an accumulator block are rounded up to.
         per_element: cycles of the output stage for an element: sum, product, maximum pool, others, 32-bit.
         lut: cycles of an element through a table.
         clock_hz, fast, slow: of the system. Weights and constants lie in ``slow``.
-        limit: bytes of the fast memory that maps may take.
         edges_slow: whether inputs and outputs of the network lie in the slow memory.
     """
 
     family: str
     macs: int
     micro: Size
-    banks: tuple[int, int]
+    banks: int
     grain: tuple[int, int]
     per_element: tuple[float, float, float, float, float]
     lut: float
     clock_hz: float
     fast: Memory
     slow: Memory
-    limit: int
     edges_slow: bool
     cores: int = 1
 
 
-_U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), 2**40, False)
-_U65 = (1e9, Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128), 2**40, True)
-_U85 = (1e9, Memory(20.5, 32, 32, 64), Memory(3.28, 500, 250, 128), 393216, True)
+_U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), False)
+_U65 = (1e9, Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128), True)
 _P32, _P64, _P128 = (6, 3, 1, 2, 2), (3, 1.5, 0.5, 1, 1.5), (1.5, 0.75, 0.25, 0.5, 1.25)
 _P256, _P512 = (0.75, 0.375, 0.125, 0.25, 1.125), (0.375, 0.1875, 0.0625, 0.125, 0.5625)
 NPUS = {
-    "ethos-u55-32": Npu("u55", 32, (1, 1, 4), (16, 0), (2, 4), _P32, 1.0, *_U55),
-    "ethos-u55-64": Npu("u55", 64, (1, 1, 8), (16, 0), (2, 4), _P64, 1.0, *_U55),
-    "ethos-u55-128": Npu("u55", 128, (1, 2, 8), (24, 0), (4, 8), _P128, 1.0, *_U55),
-    "ethos-u55-256": Npu("u55", 256, (2, 2, 8), (48, 0), (8, 16), _P256, 1.0, *_U55),
-    "ethos-u65-256": Npu("u65", 256, (2, 2, 8), (48, 0), (8, 16), _P256, 1.0, *_U65),
-    "ethos-u65-512": Npu("u65", 512, (2, 2, 8), (48, 0), (8, 16), _P512, 0.5, *_U65, 2),
-    "ethos-u85-128": Npu("u85", 128, (1, 2, 8), (8192, 8192), (1, 1), (0.5,) * 5, 0.5, *_U85),
-    "ethos-u85-256": Npu("u85", 256, (2, 2, 8), (16384, 16384), (1, 1), (0.25,) * 5, 0.25, *_U85),
-    "ethos-u85-512": Npu("u85", 512, (2, 2, 16), (16384, 32768), (1, 1), (0.125,) * 5, 0.125, *_U85, 2),
-    "ethos-u85-1024": Npu("u85", 1024, (2, 2, 32), (16384, 65536), (1, 1), (0.0625,) * 5, 0.0625, *_U85, 4),
-    "ethos-u85-2048": Npu("u85", 2048, (2, 2, 64), (32768, 131072), (1, 1), (0.03125,) * 5, 0.03125, *_U85, 4),
+    "ethos-u55-32": Npu("u55", 32, (1, 1, 4), 16, (2, 4), _P32, 1.0, *_U55),
+    "ethos-u55-64": Npu("u55", 64, (1, 1, 8), 16, (2, 4), _P64, 1.0, *_U55),
+    "ethos-u55-128": Npu("u55", 128, (1, 2, 8), 24, (4, 8), _P128, 1.0, *_U55),
+    "ethos-u55-256": Npu("u55", 256, (2, 2, 8), 48, (8, 16), _P256, 1.0, *_U55),
+    "ethos-u65-256": Npu("u65", 256, (2, 2, 8), 48, (8, 16), _P256, 1.0, *_U65),
+    "ethos-u65-512": Npu("u65", 512, (2, 2, 8), 48, (8, 16), _P512, 0.5, *_U65, 2),
 }
 
 
@@ -95,7 +89,8 @@ class Layer(NamedTuple):
     """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle or elementwise.
 
     ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits).
-    ``operand`` is the size of a second input, ``times`` how often the layer is run (groups).
+    ``operand`` is the size of a second input, ``times`` how often the layer is run (groups), ``taps`` how many of the
+    kernel's elements are not zeros put between them for the sake of dilation (0: not told).
     """
 
     what: str
@@ -109,6 +104,7 @@ class Layer(NamedTuple):
     operand: Size | None = None
     constant: bool = False  # whether the operand is one
     times: int = 1
+    taps: int = 0
 
 
 class Cost(NamedTuple):
@@ -124,7 +120,7 @@ class Cost(NamedTuple):
     useful: float  # share of the multipliers' cycles that is not padding
 
 
-def _up(a: int, b: int) -> int:
+def up(a: int, b: int) -> int:
     return -(-a // b) * b
 
 
@@ -156,7 +152,7 @@ class Ethos:
         for i, (kernel, kind) in enumerate(zip(lowered.kernels, lowered.kinds, strict=True)):
             reads_edge = any(t in edges for t in lowered.reads[i])
             writes_edge = any(t in edges for t in lowered.writes[i])
-            scaled = _scaled(graph, kernel)
+            scaled = scaled_part(graph, kernel)
             key = (npu, reads_edge, writes_edge, scaled)
             costs: list[Cost] | None = kind.memo.get(key)
             if costs is None:
@@ -177,10 +173,7 @@ class Ethos:
         return Priced(rows[:, 0], None, rows[:, 1:])
 
     def bounds(self, features: Array) -> Bounds:
-        seconds = np.exp(features[:, 0]) / self.npu.clock_hz
-        # Weights that are staged are read less often than the features say: no transfer takes longer than all.
-        memory = seconds * np.exp(np.minimum(features[:, 2:4].max(axis=1, initial=-50.0), 0.0))
-        return Bounds(seconds * np.exp(features[:, 1]), memory, np.clip(features[:, 6], 1e-3, 1.0))
+        return bounds_of(features, self.npu.clock_hz)
 
     @property
     def peak(self) -> tuple[float, float]:
@@ -188,7 +181,15 @@ class Ethos:
         return 2.0 * npu.macs * npu.clock_hz, npu.fast.width * npu.clock_hz
 
 
-def _scaled(graph: Graph, kernel: Kernel) -> str:
+def bounds_of(features: Array, clock_hz: float) -> Bounds:
+    """Bounds from the features that the forms of Ethos-U share."""
+    seconds = np.exp(features[:, 0]) / clock_hz
+    # Weights that are staged are read less often than the features say: no transfer takes longer than all.
+    memory = seconds * np.exp(np.minimum(features[:, 2:4].max(axis=1, initial=-50.0), 0.0))
+    return Bounds(seconds * np.exp(features[:, 1]), memory, np.clip(features[:, 6], 1e-3, 1.0))
+
+
+def scaled_part(graph: Graph, kernel: Kernel) -> str:
     """How a batch normalisation of its own is shared out: its product is the kernel of the normalisation, and its sum
     that of the activation behind it, if there is one."""
     if len(kernel.nodes) != 1:
@@ -204,37 +205,37 @@ def _scaled(graph: Graph, kernel: Kernel) -> str:
 
 
 def layers_of(graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str = "") -> list[Layer]:
-    """The layers that a kernel becomes; ``scaled``: see :func:`_scaled`."""
+    """The layers that a kernel becomes; ``scaled``: see :func:`scaled_part`."""
     if not kernel.nodes or kind.main < 0:
         return []
     nodes = [graph.kinds[n] for n in kernel.nodes]
     if scaled:
         view = nodes[0].view
         assert view.ins[0] is not None
-        size = _hwc(view.ins[0].shape)
+        size = hwc(view.ins[0].shape)
         return [Layer("elementwise", size, size, sort=scaled, operand=(1, 1, size[2]), constant=True)]
     main = nodes[kind.main]
     if main.op.category == "activation":  # which is fused into whatever computes
         main = next((k for k in nodes if k.op.category not in ("activation", "view")), main)
     others = [k.op_type for k in nodes if k is not main]
-    lut = any(op in _TABLES for op in others)
-    layers = _main(main, lut)
+    lut = any(op in TABLES for op in others)
+    layers = node_layers(main, lut)
     for k in nodes:  # activations are fused; what is summed, pooled or joined along the way is a layer of its own
         if k is not main and k.op.category not in ("activation", "view", "norm"):
-            layers += _main(k, False)
+            layers += node_layers(k, False)
     first = main.view.ins[0] if main.view.ins else None
     images = first.shape[0] if first is not None and len(first.shape) == 4 else 1
     return layers if images == 1 else [layer._replace(times=layer.times * images) for layer in layers]
 
 
-_TABLES = frozenset((
+TABLES = frozenset((
     "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Gelu", "Elu", "Exp", "Erf", "Softplus", "Mish", "Sqrt",
     "Reciprocal", "Rsqrt",
 ))  # fmt: skip
 _SORTS = {"Add": "sum", "Sub": "sum", "Mul": "product", "Div": "wide", "Max": "other", "Min": "other"}
 
 
-def _hwc(shape: tuple[int, ...]) -> Size:
+def hwc(shape: tuple[int, ...]) -> Size:
     """A shape of the graph (batch, channels, height, width) as the NPU sees it: images one by one."""
     if len(shape) == 4:
         return (shape[2], shape[3], shape[1])
@@ -243,16 +244,16 @@ def _hwc(shape: tuple[int, ...]) -> Size:
     return (1, 1, shape[0] if shape else 1)
 
 
-def _main(kind: NodeKind, lut: bool) -> list[Layer]:
+def node_layers(kind: NodeKind, lut: bool) -> list[Layer]:
     view = kind.view
     ins = [t for t in view.ins if t is not None]
     if not ins or not view.outs or view.outs[0] is None:
         return []
     x, y = ins[0].shape, view.outs[0].shape
-    ifm, ofm = _hwc(x), _hwc(y)
+    ifm, ofm = hwc(x), hwc(y)
     category = kind.op.category
     if category == "conv" and len(x) == 4:
-        return _convolution(kind, ifm, ofm, lut)
+        return convolution(kind, ifm, ofm, lut)
     if category == "conv_transpose" and len(x) == 4:
         return [Layer("conv", (ofm[0], ofm[1], ifm[2]), ofm, ins[1].shape[2:4], lut=lut)]  # type: ignore[arg-type]
     if kind.macs:
@@ -290,10 +291,10 @@ def _main(kind: NodeKind, lut: bool) -> list[Layer]:
         return [Layer("shuffle", ofm, ofm)]
     # Activations by themselves, copies, concatenations, slices: every element goes through once.
     big = max((ifm, ofm), key=math.prod)
-    return [Layer("copy", big, big, lut=kind.op_type in _TABLES)]
+    return [Layer("copy", big, big, lut=kind.op_type in TABLES)]
 
 
-def _convolution(kind: NodeKind, ifm: Size, ofm: Size, lut: bool) -> list[Layer]:
+def convolution(kind: NodeKind, ifm: Size, ofm: Size, lut: bool) -> list[Layer]:
     view = kind.view
     assert view.ins[0] is not None and view.ins[1] is not None
     kh, kw = view.ins[1].shape[2:4]
@@ -306,7 +307,7 @@ def _convolution(kind: NodeKind, ifm: Size, ofm: Size, lut: bool) -> list[Layer]
     if group > 1 and group == view.ins[0].shape[1]:
         return [Layer("depthwise", ifm, ofm, taps, (sh, sw), (nh, nw), lut=lut)]
     c, k = ifm[2] // group, ofm[2] // group
-    if max(sh, sw) > _MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
+    if max(sh, sw) > MOST_STRIDE:  # every position of the output is a layer of its own, which reads all weights
         times = group * ofm[0] * ofm[1]
         return [Layer("conv", (taps[0], taps[1], c), (1, 1, k), taps, lut=lut, times=times)]
     part = Layer("conv", (ifm[0], ifm[1], c), (ofm[0], ofm[1], k), taps, (sh, sw), (nh, nw), lut=lut, times=group)
@@ -323,12 +324,12 @@ def _elementwise(kind: NodeKind, lut: bool = False) -> list[Layer]:
     ins = [t for t in view.ins if t is not None]
     if len(ins) < 2 or view.outs[0] is None:
         return []
-    a, b = (_hwc(t.shape) for t in ins[:2])
+    a, b = (hwc(t.shape) for t in ins[:2])
     small = b if math.prod(b) <= math.prod(a) else a
     constant = any(t.const for t in ins[:2])
     operand = None if math.prod(small) == 1 else small
     return [Layer(
-        "elementwise", a if small is b else b, _hwc(view.outs[0].shape), sort=_SORTS[kind.op_type], lut=lut,
+        "elementwise", a if small is b else b, hwc(view.outs[0].shape), sort=_SORTS[kind.op_type], lut=lut,
         operand=operand, constant=constant,
     )]  # fmt: skip
 
@@ -339,32 +340,27 @@ class Block(NamedTuple):
     by_part: bool  # several kernel elements at a time rather than many channels
 
 
-def _by_part(npu: Npu, layer: Layer) -> bool:
+def _by_part(layer: Layer) -> bool:
     taps, c = layer.kernel[0] * layer.kernel[1], layer.ifm[2]
     if layer.what != "conv":
         return False
-    if npu.family == "u85":
-        r = 5 * (taps // 5) + max(taps % 5, 2)
-        return c / _up(c, 16) * taps / r >= c / _up(c, 64)
-    return c <= 8 or c / _up(c, 8) * taps / _up(taps, 4) >= c / _up(c, 32)
+    return c <= 8 or c / up(c, 8) * taps / up(taps, 4) >= c / up(c, 32)
 
 
 @lru_cache(maxsize=100_000)
 def block_of(npu: Npu, layer: Layer) -> Block:
     """The block of outputs with the least traffic of those that fit."""
     uh, uw, uc = npu.micro
-    part = _by_part(npu, layer)
+    part = _by_part(layer)
     c, taps = layer.ifm[2], layer.kernel[0] * layer.kernel[1]
     same = layer.what in ("depthwise", "pool", "copy", "elementwise")
-    u85 = npu.family == "u85"
-    deep = (16 if part else 64 if npu.micro[2] != 16 else 32) if u85 else min(_up(c, 8), 16 if part else 32)
-    most = (128, 128, 1024) if u85 else (32, 64, 128)
-    space = [_up(min(n, m), u) for n, m, u in zip(layer.ofm, most, npu.micro, strict=True)]
+    deep = min(up(c, 8), 16 if part else 32)
+    space = [up(min(n, m), u) for n, m, u in zip(layer.ofm, (32, 64, 128), npu.micro, strict=True)]
     h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
     if layer.ofm[2] > 16:
-        d = np.arange(16, _up(space[2], 16) + 1, 16)
+        d = np.arange(16, up(space[2], 16) + 1, 16)
     else:
-        d = np.array([min(_up(max(uc, min(space[2], 16)), uc), space[2])])
+        d = np.array([min(up(max(uc, min(space[2], 16)), uc), space[2])])
     reach = [min((k - 1) * g + 1, 8) for k, g in zip(layer.kernel, layer.dilation, strict=True)]
     again = math.prod(-(-((k - 1) * g + 1) // 8) for k, g in zip(layer.kernel, layer.dilation, strict=True))
     ih = -(-((h - 1) * layer.stride[0] + reach[0]) // uh) * uh
@@ -372,17 +368,14 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     area_in, area = ih[:, None, None] * iw[None, :, None], h[:, None, None] * w[None, :, None]
     depth_in = d[None, None, :] if same else np.full((1, 1, len(d)), deep)
     taken = area_in * (-(-depth_in // 8) * 8)
-    if u85:
-        fits = (2 * taken <= npu.banks[0]) & (2 * area * (-(-d // 16) * 16)[None, None, :] * 4 <= npu.banks[1])
+    free = npu.banks - 2 - max(2 if layer.lut else 0, 2 if npu.banks > 16 else 0)
+    g_in, g_acc = npu.grain
+    banks = -(-(-(-taken // 1024) * 2) // g_in) * g_in
+    if layer.what == "elementwise":
+        fits = banks * (2 if layer.operand else 1) <= free
     else:
-        free = npu.banks[0] - 2 - max(2 if layer.lut else 0, 2 if npu.banks[0] > 16 else 0)
-        g_in, g_acc = npu.grain
-        banks = -(-(-(-taken // 1024) * 2) // g_in) * g_in
-        if layer.what == "elementwise":
-            fits = banks * (2 if layer.operand else 1) <= free
-        else:
-            sums = -(-(area * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
-            fits = banks + -(-sums // g_acc) * g_acc <= free
+        sums = -(-(area * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
+        fits = banks + -(-sums // g_acc) * g_acc <= free
     rows, columns = -(-layer.ofm[0] // h)[:, None, None], -(-layer.ofm[1] // w)[None, :, None]
     if layer.what in ("elementwise", "copy"):
         price = 1.0 / (area * d[None, None, :])
@@ -399,7 +392,7 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     return Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
 
 
-def _parts(k: int) -> list[tuple[int, int]]:
+def parts_of(k: int) -> list[tuple[int, int]]:
     """A side of a kernel is cut into parts of at most eight: (their length, how many of them)."""
     return [(length, count) for length, count in ((8, k // 8), (k % 8, 1)) if length and count]
 
@@ -409,7 +402,7 @@ def _burst(memory: Memory, run: float) -> float:
     return memory.burst / min(memory.burst, max(run, 1.0))
 
 
-def _clip(a: Size, b: Size) -> Size:
+def clip(a: Size, b: Size) -> Size:
     return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
 
 
@@ -418,21 +411,18 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     """Cycles of ``layer``; whether it reads or writes the network's inputs or outputs says in which memory they lie."""
     if layer.what == "shuffle":  # channels of groups are interleaved
         n = float(math.prod(layer.ofm))
-        if npu.family == "u85":  # single bytes, each a burst of the slow memory
-            return Cost(1.0, n * npu.slow.burst / U85_WRITE, 1.0, n * npu.slow.burst / U85_WRITE, 1.0, 0.0, 0.0, 1.0)
         return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
     block = block_of(npu, layer)
     ifm, ofm = layer.ifm, layer.ofm
-    ob, ib = _clip(block.ofm, ofm), _clip(block.ifm, ifm)
-    large = math.prod(ifm) + math.prod(ofm) > npu.limit
-    source = npu.slow if (reads_edge and npu.edges_slow) or large else npu.fast
-    sink = npu.slow if (writes_edge and npu.edges_slow) or large else npu.fast
+    ob, ib = clip(block.ofm, ofm), clip(block.ifm, ifm)
+    source = npu.slow if reads_edge and npu.edges_slow else npu.fast
+    sink = npu.slow if writes_edge and npu.edges_slow else npu.fast
     brick_in, brick_out = not reads_edge, not writes_edge
     run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
     run_out = 16 * ob[1] * npu.cores if brick_out else min(64, 16 * npu.cores, ob[2])
     over_in, over_out = _burst(source, run_in), _burst(sink, run_out)
-    deep_in = _up(ifm[2], _BRICK) if brick_in else ifm[2]
-    deep_out = _up(ofm[2], _BRICK) if brick_out else ofm[2]
+    deep_in = up(ifm[2], BRICK) if brick_in else ifm[2]
+    deep_out = up(ofm[2], BRICK) if brick_out else ofm[2]
     element = npu.per_element[("sum", "product", "maximum", "other", "wide").index(layer.sort)]
     if layer.lut:
         element = max(element, npu.lut)
@@ -447,10 +437,8 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         n = ofm[0] * ofm[1] * deep_out
         own = max(element * n, (max(first, last) / math.prod(block.ofm) + element) / 4 * n)
         output = element * n
-        whole = n if npu.family != "u85" else None
-        read = float(whole or ifm[0] * ifm[1] * deep_in) * over_in
-        second = 0.0 if layer.operand is None else float(whole or math.prod(layer.operand))
-        moved = {"source": read, "sink": written, "second": second}
+        second = 0.0 if layer.operand is None else float(n)
+        moved = {"source": float(n) * over_in, "sink": written, "second": second}
     else:
         rows, columns = -(-ofm[0] // ob[0]), -(-ofm[1] // ob[1])
         turns = 1 if layer.what != "conv" else -(-ofm[2] // ob[2])
@@ -461,7 +449,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         blocks = math.prod(-(-n // u) for n, u in zip(ofm, npu.micro, strict=True)) / math.prod(micro)
         stage = element * math.prod(ob)
         if layer.what in ("conv", "depthwise"):
-            weights, scales = weights_of(npu, layer, block.by_part)
+            weights, scales = weights_of(layer, block.by_part)
             stage = max(stage, 10 * ob[2] * npu.slow.read / 256)
         issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
         m, a = max(mac, issue), max(stage, issue)
@@ -478,15 +466,10 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         bytes_slow += moved["second"] * _burst(npu.slow, ib[2])
     else:
         bytes_fast += moved["second"] * (_burst(npu.fast, run_in))
-    scale_width = 0.41 if npu.family == "u85" else npu.slow.width
-    scaling = again * scales / scale_width
     slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
-    if npu.family == "u85":  # each kind of access has a width of its own: the widest need counts
-        plain = max(slow, again * weights / npu.slow.width, scaling)
-        staged = max(slow, weights / U85_WRITE, scaling)
-    else:
-        plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
-    transfer = (weights + scales) / (npu.slow.width if npu.family != "u85" else U85_WRITE) + npu.slow.read
+    scaling = again * scales / npu.slow.width
+    plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
+    transfer = (weights + scales) / npu.slow.width + npu.slow.read
     t = layer.times
     return Cost(
         own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
@@ -498,12 +481,12 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
     """Cycles of the multipliers for one block of outputs."""
     nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
     nz = -(-ob[2] // npu.micro[2])
-    feed = 4 * npu.micro[2] // npu.cores if npu.family == "u85" else 4 * npu.micro[2]
+    feed = 4 * npu.micro[2]
     wait = 3 if npu.macs == 32 else 2
     groups_in = -(-ib[2] // 8)
     total = 0.0
-    for a, rows in _parts(layer.kernel[0]):
-        for b, columns in _parts(layer.kernel[1]):
+    for a, rows in parts_of(layer.kernel[0]):
+        for b, columns in parts_of(layer.kernel[1]):
             e = a * b
             steps = (
                 1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
@@ -515,7 +498,7 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
             elif block.by_part:
                 cycles = max(feed, 4 * nxy) * steps * nz * groups_in
             else:
-                cycles = max(feed, (groups_in if npu.family == "u85" else 4) * nxy) * steps * nz
+                cycles = max(feed, 4 * nxy) * steps * nz
             delay = 0.0
             if nxy == 1:
                 delay = wait * steps if nz == 1 else wait * (steps - 1) * nz if steps > 1 else 0
@@ -526,20 +509,18 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
     return total / npu.cores if npu.family == "u65" else total
 
 
-def weights_of(npu: Npu, layer: Layer, by_part: bool) -> tuple[float, float]:
+def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
     """Bytes of the compressed weights and of the scales of a layer."""
     taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
-    u85 = npu.family == "u85"
-    group = 5 if u85 else 4
     if layer.what == "depthwise":
-        raw, padded = taps * k, _up(taps, group) * (_up(k, 16) if u85 else k)
+        raw, padded = taps * k, up(taps, 4) * k
     elif by_part:
-        raw, padded = taps * c * k, _up(taps, group) * _up(c, 16 if u85 else 8) * k
+        raw, padded = taps * c * k, up(taps, 4) * up(c, 8) * k
     else:
-        raw, padded = taps * c * k, taps * _up(c, 32) * k
+        raw, padded = taps * c * k, taps * up(c, 32) * k
     extra = padded - raw
     size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
-    return _up(int(size) + 16, 16), float(10 * _up(k, 16) if u85 else _up(10 * k, 16))
+    return up(int(size) + 16, 16), float(up(10 * k, 16))
 
 
 def closed_form(device: str) -> Ethos | None:

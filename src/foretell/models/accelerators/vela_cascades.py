@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foretell.models.accelerators import ethos
 from foretell.models.accelerators.vela_commands import Command, Map, up
-from foretell.models.accelerators.vela_staging import Before, staged, terms_of
+from foretell.models.accelerators.vela_staging import Before, System, staged, terms_of
 
 _STRIPED = frozenset(("conv", "depthwise", "pool", "elementwise", "lut", "relu"))
 _WINDOWS = frozenset(("conv", "depthwise", "pool"))
@@ -33,7 +32,7 @@ def _rolls(c: Command, made: int, taken: int) -> int:
     return up(made + need, need) * w * up(depth, 16)
 
 
-def cascades(npu: ethos.Npu, order: Sequence[Command], limit: int) -> list[Cascade]:
+def cascades(npu: System, order: Sequence[Command], limit: int) -> list[Cascade]:
     """The cascades of an order, first to last, with at most ``limit`` bytes each."""
     following = [*order[1:], None]
     least = [c.stride[0] if c is not None and c.what in _WINDOWS else 1 for c in following]
@@ -73,7 +72,7 @@ def _together(c: Command) -> int:
     return c.reads[0].size + (c.out.size if c.what in _WINDOWS else 0)
 
 
-def _sized(npu: ethos.Npu, order: Sequence[Command], start: int, end: int, least: Sequence[int], limit: int) -> Cascade:
+def _sized(npu: System, order: Sequence[Command], start: int, end: int, least: Sequence[int], limit: int) -> Cascade:
     """Weights with the lowest stripes, then the highest stripes that fit beside them."""
     inner = range(start + 1, end + 1)
     rolling = {order[j].reads[0]: _rolls(order[j], least[j - 1], least[j]) for j in inner}

@@ -15,11 +15,10 @@ import numpy as np
 
 from foretell.errors import UnsupportedError
 from foretell.graph.ir import Graph
-from foretell.models.accelerators import ethos
 from foretell.models.accelerators.vela_cascades import cascades
 from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
 from foretell.models.accelerators.vela_order import commands
-from foretell.models.accelerators.vela_staging import Life, weight_lives
+from foretell.models.accelerators.vela_staging import Life, System, system_of, weight_lives
 
 Array = np.ndarray[Any, Any]
 _ROOMY = 2**30  # bytes: a memory in which everything finds room
@@ -66,14 +65,14 @@ def usage(lives: Sequence[Life], turns: int) -> Array:
     return np.cumsum(steps)
 
 
-def _peak_with_room(npu: ethos.Npu, order: Sequence[Command]) -> int:
+def _peak_with_room(npu: System, order: Sequence[Command]) -> int:
     turns = range(len(order))
     maps = {m for c in order for m in (*c.reads, c.out) if not (npu.edges_slow and m.edge)}
     lives = map_lives(order, turns, maps) + weight_lives(npu, order, turns, np.zeros(2 * len(order)), _ROOMY)
     return int(usage(lives, len(order)).max())
 
 
-def _peak_within(npu: ethos.Npu, order: Sequence[Command]) -> int:
+def _peak_within(npu: System, order: Sequence[Command]) -> int:
     """The same in a memory that does not hold everything."""
     found = cascades(npu, order, npu.limit)
     inner = {i for k in found for i in range(k.start + 1, k.end + 1)}
@@ -114,10 +113,12 @@ def _kept(lives: Sequence[Life], used: Array, within: AbstractSet[Command], limi
 
 
 def peak_bytes(device: str, graph: Graph) -> int | None:
-    """Bytes of fast memory on one of :data:`ethos.NPUS`; None if nothing can be said: the network has no TFLite file."""
+    """Bytes of fast memory on an Ethos-U; None if nothing can be said: the network has no TFLite file."""
     from foretell.formats.tflite_outline import outline
 
-    npu = ethos.NPUS[device]
+    npu = system_of(device)
+    if npu is None:
+        return None
     try:
         order = commands(outline(graph), npu.family)
         if not order:

@@ -18,12 +18,46 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from foretell.models.accelerators import ethos
+from foretell.models.accelerators import ethos, ethos_u85_cost
+from foretell.models.accelerators.ethos_u85_cost import Place, Placed, Step
 from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
 
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
 _SPARSE, _ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
+
+
+class System(NamedTuple):
+    """What the plan needs to know of an NPU and its memories.
+
+    Attributes:
+        fast, slow: (bytes a cycle, cycles until the first byte) of what reads weights.
+        copy: bytes a cycle that come into the fast memory.
+        limit: bytes that it holds.
+        edges_slow: whether inputs and outputs of the network lie in the slow memory.
+    """
+
+    family: str
+    fast: tuple[float, float]
+    slow: tuple[float, float]
+    copy: float
+    limit: int
+    edges_slow: bool
+    npu: Any
+
+
+_ROOM = 2**40  # of memories that are large enough for every network
+_U85 = ((20.5, 32.0), (3.28, 500.0), 2.66, ethos_u85_cost.FAST_BYTES, True)
+
+
+def system_of(device: str) -> System | None:
+    """The system of a device that has a closed form, None for others."""
+    npu = ethos.NPUS.get(device)
+    if npu is not None:
+        fast, slow = (npu.fast.width, npu.fast.read), (npu.slow.width, npu.slow.read)
+        return System(npu.family, fast, slow, npu.slow.width, _ROOM, npu.edges_slow, npu)
+    newer = ethos_u85_cost.NPUS.get(device)
+    return System("u85", *_U85, newer) if newer is not None else None
 
 
 @dataclass(eq=False)
@@ -47,14 +81,23 @@ class Terms(NamedTuple):
 
 
 @lru_cache(maxsize=100_000)
-def _terms(npu: ethos.Npu, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
+def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
-    cycles = ethos.cost(npu, layer, reads_edge, writes_edge).npu
-    if layer.what not in ("conv", "depthwise"):
+    weighs = layer.what in ("conv", "depthwise")
+    ofm, weights, scales = layer.ofm, 0.0, 0.0
+    if npu.family == "u85":
+        placed = Placed(Place(reads_edge, not reads_edge), Place(writes_edge, not writes_edge))
+        cycles = ethos_u85_cost.cost(npu.npu, Step(layer), placed).npu
+        if weighs:
+            ofm, (weights, scales) = ethos_u85_cost.block_of(npu.npu, layer), ethos_u85_cost.weights_of(layer)
+    else:
+        cycles = ethos.cost(npu.npu, layer, reads_edge, writes_edge).npu
+        if weighs:
+            block = ethos.block_of(npu.npu, layer)
+            ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
+    if not weighs:
         return Terms(cycles, 0, 0, 1)
-    block = ethos.block_of(npu, layer)
-    weights, scales = ethos.weights_of(npu, layer, block.by_part)
     each = layer.ifm[2] * layer.ofm[2]
     zeros = math.prod(layer.kernel) - taps
     if layer.what == "conv" and zeros:  # a dilated kernel's
@@ -62,12 +105,12 @@ def _terms(npu: ethos.Npu, layer: ethos.Layer, reads_edge: bool, writes_edge: bo
     if ones:  # these compress to an eighth of a byte
         padded = up(math.prod(layer.kernel), 5 if npu.family == "u85" else 4)
         weights = up(padded * layer.ofm[2] // 8 + 16, _ALIGN)
-    rows, columns, depth = (min(a, b) for a, b in zip(block.ofm, layer.ofm, strict=True))
+    rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
     return Terms(cycles, int(weights + scales), reads, depth)
 
 
-def terms_of(npu: ethos.Npu, c: Command, rows: int = 0) -> Terms:
+def terms_of(npu: System, c: Command, rows: int = 0) -> Terms:
     """Terms of a command; ``rows`` of the output at a time, if given."""
     layer = c.layer()
     reads_edge = any(m.edge == INPUT for m in c.reads[: c.own])
@@ -102,16 +145,17 @@ class Before(NamedTuple):
     room: float = 0.0
 
 
-def _read(memory: ethos.Memory, n: float) -> float:
-    return n / memory.width + memory.read
+def _read(memory: tuple[float, float], n: float) -> float:
+    width, wait = memory
+    return n / width + wait
 
 
-def _copied(npu: ethos.Npu, n: float) -> float:
+def _copied(npu: System, n: float) -> float:
     """Cycles in which ``n`` bytes come into the fast memory."""
-    return n / (ethos.U85_WRITE if npu.family == "u85" else npu.slow.width) + npu.slow.read
+    return n / npu.copy + npu.slow[1]
 
 
-def _slices(npu: ethos.Npu, t: Terms, channels: int, cycles: float, room: float) -> list[int]:
+def _slices(npu: System, t: Terms, channels: int, cycles: float, room: float) -> list[int]:
     """Channels of each slice: those that arrive in ``cycles`` first, then as many at a time as arrive while these are
     computed; with room for two slices."""
     whole = _copied(npu, t.weights)
@@ -128,7 +172,7 @@ def _slices(npu: ethos.Npu, t: Terms, channels: int, cycles: float, room: float)
     return [b - a for a, b in pairwise((0, *range(first, channels, each), channels))]
 
 
-def staged(npu: ethos.Npu, t: Terms, channels: int, before: Before, room: float, whole: bool = False) -> Staged | None:
+def staged(npu: System, t: Terms, channels: int, before: Before, room: float, whole: bool = False) -> Staged | None:
     """How the weights of a command are copied into ``room`` bytes, in one slice if ``whole``; None if they are not."""
     slices = [channels] if whole else _slices(npu, t, channels, before.cycles, room)
     sizes = [up(math.ceil(t.weights * d / channels), _ALIGN) for d in slices]
@@ -149,7 +193,7 @@ def staged(npu: ethos.Npu, t: Terms, channels: int, before: Before, room: float,
 
 
 def weight_lives(
-    npu: ethos.Npu, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
+    npu: System, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
     fixed: Mapping[int, int] | None = None,
 ) -> list[Life]:  # fmt: skip
     """Buffers of weights.
