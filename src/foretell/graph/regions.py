@@ -117,9 +117,8 @@ class _Cutter:
         consumers = self.graph.consumers
         for n in reversed(nodes):
             for t in self.graph.nodes[n].outputs:
-                if t in self.sinks or t in needed:
-                    out.add(n)
-                elif any(r not in inside and t in self.reads.get(r, ()) for r in consumers.get(t, ())):
+                leaves = any(r not in inside and t in self.reads.get(r, ()) for r in consumers.get(t, ()))
+                if leaves or t in self.sinks or t in needed:
                     out.add(n)
             if n in out:
                 needed.update(t for t in self.reads[n] if t not in ignored)
@@ -351,7 +350,7 @@ def _canonical(
         given = [mark.get(t, "entry") for t in graph.nodes[n].inputs if t and not graph.tensors[t].const]
         outputs = [t for t in graph.nodes[n].outputs if t]
         if kind.op.traffic == "view" and label is _structure:
-            mark.update({t: given[0] if given else "entry" for t in outputs})
+            mark.update(dict.fromkeys(outputs, given[0] if given else "entry"))
             continue
         if kind.op_type in _COMMUTING and label is _structure:
             # A concatenation of five is of the type of one of two: dense layers are of one type.
