@@ -19,38 +19,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from foretell.errors import FitError, PredictorError
 from foretell.graph.ir import Graph
-from foretell.graph.kinds import NodeKind
-from foretell.graph.ops import UNKNOWN
-from foretell.graph.regions import Block, blocks_of
-from foretell.models.features import COLUMN, Kernel, main_columns
+from foretell.models.block_features import FEATURES, QUANTITIES, Cut, cut, shares_of
+from foretell.models.features import Kernel
 from foretell.models.forest import Forest, train
 from foretell.models.table import anchored_s
 from foretell.records import Measurement
 
-# What a block does, additive over its nodes. MACs by kind of product; bytes of the rest by category; MACs that hardware
-# adds where channels are no multiples of 16.
-_PRODUCTS = ("pointwise", "dense", "depthwise", "grouped", "matrix", "vector", "activations", "other")
-_REST = ("elementwise", "activation", "norm", "softmax", "reduce", "pool", "movement", "resize", "unknown")
-QUANTITIES: tuple[str, ...] = (
-    *(f"macs_{c}" for c in _PRODUCTS), "product_bytes", *(f"bytes_{c}" for c in _REST), "fused_bytes", "work",
-    "weight_bytes", "border_bytes", "nodes", "products", "padded_n", "padded_k", "padded_lanes", "one",
-)  # fmt: skip
-_Q = {name: i for i, name in enumerate(QUANTITIES)}
-# Means over the products, weighted by MACs, of columns of the kernel features.
-_MEANS = (
-    "m", "n", "k", "kernel_h", "stride", "dilation", "out_w", "taps_share", "align_n16", "align_n64", "align_k4",
-    "align_k16", "align_m", "group", "bits",
-)  # fmt: skip
-FEATURES: tuple[str, ...] = (
-    *(f"log_{q}" for q in QUANTITIES[:-4]), *(f"mean_{m}" for m in _MEANS), "most_macs_share", "log_intensity",
-    "log_entry_bytes", "log_exit_bytes", "entry_channels", "exit_channels", "net_weights", "reads_input",
-)  # fmt: skip
+Array = np.ndarray[Any, Any]
 _OWN = [
     FEATURES.index(f) for f in ("log_weight_bytes", "log_border_bytes", "log_intensity", "mean_m", "mean_n", "mean_k")
 ]
@@ -64,152 +44,6 @@ _HELPS = 0.97  # what is added must lower the error by this factor
 _LIMIT = 1.5  # largest |log| of what is added to the roofline
 _LEAST_S = 1e-7  # blocks that take less do not train
 _MEMORY = 3
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A graph in blocks: ``quantities`` (blocks, QUANTITIES), ``features`` (blocks, FEATURES), ``memory`` (3,): live
-    bytes of the block that holds most, bytes of the constants, and 1."""
-
-    blocks: tuple[Block, ...]
-    quantities: Array
-    features: Array
-    memory: Array
-
-
-_cuts: WeakKeyDictionary[Graph, Cut] = WeakKeyDictionary()
-
-
-def cut(graph: Graph) -> Cut:
-    """The blocks of ``graph`` and their features. Kept as long as the graph is."""
-    known = _cuts.get(graph)
-    if known is None:
-        blocks = blocks_of(graph)
-        both = [_features(graph, b) for b in blocks]
-        live = max((_live_bytes(graph, b) for b in blocks), default=0)
-        known = _cuts[graph] = Cut(
-            blocks,
-            np.array([q for q, _ in both]).reshape(-1, len(QUANTITIES)),
-            np.array([x for _, x in both]).reshape(-1, len(FEATURES)),
-            np.array([live, graph.weight_bytes, 1.0]),
-        )
-    return known
-
-
-def _live_bytes(graph: Graph, block: Block) -> int:
-    """Most bytes of activations alive at once while ``block`` runs: its exits live to its end, views take none."""
-    last = {t: i for i, n in enumerate(block.nodes) for t in graph.nodes[n].inputs if t and not graph.tensors[t].const}
-    last |= dict.fromkeys(block.exits, len(block.nodes))
-    alive = {t: graph.tensors[t].nbytes for t in block.entries}
-    peak = 0
-    for i, n in enumerate(block.nodes):
-        if graph.kinds[n].op.traffic != "view":
-            alive.update({t: graph.tensors[t].nbytes for t in graph.nodes[n].outputs if t in last})
-            peak = max(peak, sum(alive.values()))
-        for t in graph.nodes[n].inputs:
-            if last.get(t) == i:
-                alive.pop(t, None)
-    return peak
-
-
-def _class_of(kind: NodeKind, row: Sequence[float]) -> str:
-    """The kind of product that a node is."""
-    c = COLUMN
-    if kind.op.category == "conv":
-        if row[c["group"]] < 1:  # log1p(1) = 0.69
-            return "pointwise" if row[c["kernel_h"]] <= 1 and row[c["kernel_w"]] <= 1 else "dense"
-        return "depthwise" if row[c["n"]] < 0.7 and row[c["rows"]] < 0.7 else "grouped"
-    if kind.op.category == "matmul":
-        if row[c["const_operand"]] < 1:
-            return "activations"
-        return "vector" if row[c["m"]] < 0.7 else "matrix"
-    return "other"
-
-
-def _rest_of(kind: NodeKind) -> str:
-    category = "unknown" if kind.op is UNKNOWN else kind.op.category
-    return category if category in _REST else "elementwise"
-
-
-def _features(graph: Graph, block: Block) -> tuple[Array, Array]:
-    q = np.zeros(len(QUANTITIES))
-    means = np.zeros(len(_MEANS))
-    most = total = 0.0
-    fused: set[str] = set()  # tensors that a runtime may keep in registers: written by a product, read once
-    inputs = set(graph.inputs)
-    for n in block.nodes:
-        kind, node = graph.kinds[n], graph.nodes[n]
-        moved = kind.read_bytes + kind.write_bytes
-        q[_Q["weight_bytes"]] += kind.weight_bytes
-        if kind.op.traffic == "view":
-            fused.update(t for t in node.outputs if node.inputs and node.inputs[0] in fused)
-            continue
-        q[_Q["nodes"]] += 1
-        q[_Q["work"]] += kind.work
-        follows = False
-        if kind.macs > 0:
-            row, share = main_columns(kind)
-            macs = kind.macs * share
-            product = _class_of(kind, row)
-            q[_Q[f"macs_{product}"]] += macs
-            n16, k16 = (max(row[COLUMN[c]], 0.05) for c in ("align_n16", "align_k16"))
-            if product in ("depthwise", "grouped"):
-                q[_Q["padded_lanes"]] += macs * (1 / n16 - 1)
-            elif product != "other":
-                q[_Q["padded_n"]] += macs * (1 / n16 - 1)
-                q[_Q["padded_k"]] += macs * (1 / k16 - 1)
-            q[_Q["product_bytes"]] += moved + kind.weight_bytes
-            q[_Q["products"]] += 1
-            means += macs * np.array([row[COLUMN[m]] for m in _MEANS])
-            total, most = total + macs, max(most, macs)
-            follows = True
-        else:
-            simple = kind.op.category in ("activation", "elementwise", "norm")
-            follows = simple and any(t in fused for t in node.inputs)
-            q[_Q["fused_bytes" if follows else f"bytes_{_rest_of(kind)}"]] += moved
-        if follows:
-            fused.update(t for t in node.outputs if t and len(graph.consumers.get(t, ())) == 1)
-    read = sum(graph.tensors[t].nbytes for t in block.entries)
-    written = sum(graph.tensors[t].nbytes for t in block.exits)
-    q[_Q["border_bytes"]] = read + written
-    q[_Q["one"]] = 1.0
-    x = np.concatenate([
-        np.log1p(q[:-4]),
-        means / max(total, 1.0),
-        [
-            most / max(total, 1.0), np.log((total + 1.0) / (read + written + q[_Q["weight_bytes"]] + 1.0)),
-            np.log1p(read), np.log1p(written), _channels(graph, block.entries), _channels(graph, block.exits),
-            np.log1p(graph.weight_bytes), float(any(t in inputs for t in block.entries)),
-        ],
-    ])  # fmt: skip
-    return q, x
-
-
-def _channels(graph: Graph, names: Sequence[str]) -> float:
-    """Logarithm of 1 + the second dimension (channels of a feature map, tokens of a sequence) of the first of them."""
-    shape = graph.tensors[names[0]].shape if names else ()
-    return float(np.log1p(shape[1])) if len(shape) > 1 else 0.0
-
-
-def shares_of(graph: Graph, blocks: Sequence[Block], kernels: Sequence[Kernel]) -> list[tuple[int, int, float]]:
-    """(kernel, block, share): how kernels lie in blocks. A kernel that spans several is split by work; a conversion
-    belongs to the block that reads the tensor."""
-    of = {n: i for i, b in enumerate(blocks) for n in b.nodes}
-    out: list[tuple[int, int, float]] = []
-    for k, kernel in enumerate(kernels):
-        weight: dict[int, float] = {}
-        nodes = kernel.nodes
-        if not nodes:
-            nodes = (*graph.consumers.get(kernel.tensor, ()), graph.producer.get(kernel.tensor, -1))[:1]
-        for n in nodes:
-            if n in of:
-                kind = graph.kinds[n]
-                work = 2 * kind.macs + kind.work + (kind.read_bytes + kind.write_bytes) / 4 + 1.0
-                weight[of[n]] = weight.get(of[n], 0.0) + work
-        total = sum(weight.values())
-        out += [(k, b, w / total) for b, w in weight.items()]
-    return out
 
 
 @dataclass
@@ -279,21 +113,6 @@ def nonnegative_rates(q: Array, y: Array, weight: Array | None = None, rounds: i
     return out
 
 
-def spread(graph: Graph, blocks: Sequence[Block], kernels: Sequence[Kernel], block_s: Array, kernel_s: Array) -> Array:
-    """The seconds of blocks, (blocks,), given to their kernels, (kernels,), as ``kernel_s`` stand to each other. What
-    blocks without kernels take falls to all."""
-    shares = shares_of(graph, blocks, kernels)
-    told = np.zeros(len(blocks))
-    for k, b, share in shares:
-        told[b] += share * kernel_s[k]
-    out = np.zeros(len(kernels))
-    for k, b, share in shares:
-        out[k] += share * kernel_s[k] / max(told[b], 1e-12) * block_s[b]
-    out = np.maximum(out, 1e-12)
-    scaled: Array = out * (block_s.sum() / out.sum()) if len(out) else out
-    return scaled
-
-
 @dataclass
 class _Examples:
     """Training blocks of several networks; ``graph`` says which one each belongs to."""
@@ -326,7 +145,6 @@ class BlockModel:
         forest_: what all block types share, in the log domain; None where there are too few blocks.
         damping_: what the forest says is multiplied by this.
         types_: the ridge regression of each common block type.
-        ratio_: what sums of blocks are multiplied by.
         memory_: (3,) rates of what :class:`Cut` calls memory; None where no peak was measured.
     """
 
@@ -334,7 +152,6 @@ class BlockModel:
     forest_: Forest | None = None
     damping_: float = 1.0
     types_: dict[str, Ridge] = field(default_factory=dict)
-    ratio_: float = 1.0
     memory_: Array | None = None
 
     @classmethod
@@ -380,13 +197,10 @@ class BlockModel:
             other.forest_ = other._train(part)
             base[fold == k], trees[fold == k] = other.base(test.q), other._shared(test.q, test.x)
 
-        def log_ratio(added: Array) -> Array:
-            told = np.bincount(e.graph, weights=base * np.exp(added), minlength=len(total))
-            out: Array = np.log(total / np.maximum(told, 1e-12))[real]
-            return out
-
         def error(added: Array) -> float:
-            return float(np.abs(log_ratio(added)).mean())
+            """Mean |log error| of networks that were held out."""
+            told = np.bincount(e.graph, weights=base * np.exp(added), minlength=len(total))
+            return float(np.abs(np.log(total / np.maximum(told, 1e-12)))[real].mean())
 
         model.damping_ = min(_DAMPINGS, key=lambda d: error(d * trees))
         added = model.damping_ * trees
@@ -399,10 +213,6 @@ class BlockModel:
             own[fold == k] = _of_types(types, e.take(fold == k))
         if error(added + own) < _HELPS * error(added):
             model.types_ = _fit_types(e.take(use), left[use])
-            added = added + own
-        ratio = float(np.median(log_ratio(added)))
-        if float(np.abs(log_ratio(added) - ratio).mean()) < _HELPS * error(added):
-            model.ratio_ = float(np.exp(ratio))
         return model
 
     def _train(self, e: _Examples) -> Forest:
@@ -430,7 +240,7 @@ class BlockModel:
         if self.types_:
             types = [b.type for b in c.blocks]
             added = added + _of_types(self.types_, _Examples(types, c.quantities, c.features, added, added))
-        out: Array = self.base(c.quantities) * np.exp(np.clip(added, -2 * _LIMIT, 2 * _LIMIT)) * self.ratio_
+        out: Array = self.base(c.quantities) * np.exp(np.clip(added, -2 * _LIMIT, 2 * _LIMIT))
         return out
 
     def peak_bytes(self, c: Cut) -> float | None:
@@ -447,13 +257,11 @@ class BlockModel:
         types = sorted(self.types_)
         if types:
             arrays["block.types"] = np.stack([self.types_[t].array() for t in types])
-        told = {"quantities": list(QUANTITIES), "features": list(FEATURES), "types": types, "damping": self.damping_}
-        return {
-            **told,
-            "ratio": self.ratio_,
-            "forest": self.forest_ is not None,
-            "memory": self.memory_ is not None,
-        }, arrays
+        data = {
+            "quantities": list(QUANTITIES), "features": list(FEATURES), "types": types, "damping": self.damping_,
+            "forest": self.forest_ is not None, "memory": self.memory_ is not None,
+        }  # fmt: skip
+        return data, arrays
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> BlockModel:
@@ -461,13 +269,13 @@ class BlockModel:
         try:
             same = list(data["quantities"]) == list(QUANTITIES) and list(data["features"]) == list(FEATURES)
             types = [str(t) for t in data["types"]]
-            damping, ratio = float(data["damping"]), float(data["ratio"])
+            damping = float(data["damping"])
             has_forest, has_memory = bool(data["forest"]), bool(data["memory"])
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise PredictorError(f"is malformed ({type(e).__name__})", where="block") from None
         if not same:
             raise PredictorError("lists other features than this foretell computes", where="block", try_="rebuild it")
-        if not 0 <= damping <= 1 or not np.isfinite(ratio) or ratio <= 0:
+        if not 0 <= damping <= 1:
             raise PredictorError("holds an impossible value", where="block")
         rates = _nonnegative(arrays, "block.rates", len(QUANTITIES))
         ridges = arrays.get("block.types", np.zeros((0, 5, len(_OWN) + 1)))
@@ -478,7 +286,6 @@ class BlockModel:
             Forest.from_arrays(arrays, "block.forest", WIDTH) if has_forest else None,
             damping,
             {t: Ridge.from_array(ridges[i], len(_OWN), "block.types") for i, t in enumerate(types)},
-            ratio,
             _nonnegative(arrays, "block.memory", _MEMORY) if has_memory else None,
         )
 

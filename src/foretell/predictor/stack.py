@@ -22,7 +22,8 @@ from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
 from foretell.graph.precision import as_int8, is_quantised
 from foretell.models.accelerators import closed_form
-from foretell.models.block import BlockModel, cut, spread
+from foretell.models.block import BlockModel
+from foretell.models.block_features import cut, spread
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.mapping import MappingModel
