@@ -20,7 +20,7 @@ from foretell.graph.kinds import NodeKind
 
 MOST_PRODUCTS = 8  # of a block: a region with more is taken apart. Attention has 4 to 6, an Inception module 7
 _DEEPEST = 48  # nested regions; what is deeper is grouped in order of execution
-_STEPS = 1_000_000  # nodes visited in all, or 12 times the graph's; what is left then is grouped, too
+_STEPS = 100_000  # nodes visited in all, or 6 times the graph's; what is left then is grouped, too
 _COMMUTING = frozenset(("Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Concat"))
 _POOLING = frozenset(("pool", "reduce"))
 _MIXING = frozenset(("pool", "reduce", "norm", "softmax", "unknown"))
@@ -107,7 +107,7 @@ class _Cutter:
         self.running = [n for n in range(len(graph.nodes)) if n not in folded]
         self.reads = {n: activations_of(graph, n, context) for n in self.running}
         self.products = {n: int(graph.kinds[n].macs > 0) for n in self.running}
-        self.steps = max(_STEPS, 12 * len(self.running))
+        self.steps = max(_STEPS, 6 * len(self.running))
 
     def alive(self, nodes: Sequence[int], ignored: frozenset[str]) -> set[int]:
         """Those of ``nodes`` (in order) from which a path leads on, out of them or to a final output."""
