@@ -42,8 +42,9 @@ FEATURES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Cut:
-    """A graph in blocks: ``quantities`` (blocks, QUANTITIES), ``features`` (blocks, FEATURES), ``memory`` (3,): live
-    bytes of the block that holds most, bytes of the constants, and 1."""
+    """A graph in blocks: ``quantities`` (blocks, QUANTITIES), ``features`` (blocks, FEATURES), ``memory`` (6,): live
+    bytes of the block that holds most, bytes of the constants of dense and of grouped convolutions, of matrix products and
+    of the rest, and 1."""
 
     blocks: tuple[Block, ...]
     quantities: Array
@@ -65,9 +66,26 @@ def cut(graph: Graph) -> Cut:
             blocks,
             np.array([q for q, _ in both]).reshape(-1, len(QUANTITIES)),
             np.array([x for _, x in both]).reshape(-1, len(FEATURES)),
-            np.array([live, graph.weight_bytes, 1.0]),
+            np.array([live, *_constant_bytes(graph), 1.0]),
         )
     return known
+
+
+def _constant_bytes(graph: Graph) -> list[int]:
+    """Bytes of the constants by who reads them: runtimes keep a second, packed copy for some. Each counts once."""
+    out = [0, 0, 0, 0]
+    seen: set[str] = set()
+    for kind, node in zip(graph.kinds, graph.nodes, strict=True):
+        group = 3
+        if kind.op.category == "conv":
+            group = int(kind.view.attr("group", 1) or 1) > 1
+        elif kind.op.category in ("matmul", "attention", "recurrent"):
+            group = 2
+        for t in node.inputs:
+            if t and t not in seen and graph.tensors[t].const:
+                seen.add(t)
+                out[group] += graph.tensors[t].nbytes
+    return out
 
 
 def _live_bytes(graph: Graph, block: Block) -> int:

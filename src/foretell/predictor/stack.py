@@ -120,7 +120,7 @@ class Predictor:
             self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
             self._fit_network(rows, kept, table, seconds, tell)
             tell("block models", 0.85)
-            self.blocks_ = BlockModel.fit(rows, kept, _are_networks(rows))
+            self.blocks_ = BlockModel.fit(rows, kept, are_networks(rows))
         tell("memory", 0.9)
         self.memory_ = MemoryModel.fit(rows, kept)
         if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
@@ -172,7 +172,7 @@ class Predictor:
         measured = np.array([m.latency_s for m in rows], float)
         if own.prior is not None:
             out_of_fold["mixed"] = self._trust(own, out_of_fold["mixed"], measured)
-        real = _are_networks(rows)
+        real = are_networks(rows)
         best = np.inf
         # A closed form is not mixed with models that know less.
         for blend in _BLENDS if own.prior is None else _BLENDS[:1]:
@@ -477,7 +477,7 @@ class Predictor:
         save(self, path)
 
 
-def _are_networks(rows: Sequence[Measurement]) -> Array:
+def are_networks(rows: Sequence[Measurement]) -> Array:
     """Which rows are of networks rather than of micro-kernels, (rows,) of bool; all, if none is."""
     real = np.array([m.name.split("-")[0] not in MICRO for m in rows], bool)
     return real if real.any() else ~real
