@@ -19,11 +19,11 @@ from foretell.generate.builder import Builder
 from foretell.generate.networks import network
 from foretell.graph.ir import Graph
 from foretell.graph.precision import as_int8
-from foretell.models.accelerators.ethos import NPUS
+from foretell.models.accelerators import ethos_u85_cost
 from foretell.models.accelerators.vela_commands import OUTPUT, Command, Map
 from foretell.models.accelerators.vela_memory import map_lives, peak_bytes, usage
 from foretell.models.accelerators.vela_order import commands
-from foretell.models.accelerators.vela_staging import Before, Terms, staged
+from foretell.models.accelerators.vela_staging import Before, Terms, staged, system_of
 from foretell.models.memory import MemoryModel
 from foretell.models.npu_memory import NpuMemory
 from foretell.records import Measurement, Target
@@ -95,14 +95,14 @@ def test_u85_keeps_to_its_limit() -> None:
     for _ in range(5):
         x = b.conv(x, 48, 3, act="relu")
     b.output(x)
-    limit = NPUS["ethos-u85-256"].limit
+    limit = ethos_u85_cost.FAST_BYTES
     peaks = [peak_bytes(device, b.graph()) or 0 for device in DEVICES]
     assert peaks[1] > 256 * 256 * 48 * 2  # two maps
     assert 0 < peaks[2] <= limit  # stripes of them
 
 
 def test_weights_are_copied_if_nothing_is_lost() -> None:
-    npu = NPUS["ethos-u55-128"]
+    npu = system_of("ethos-u55-128")
     often = Terms(20000.0, 4096, 10, 16)
     assert staged(npu, often, 64, Before(10000.0, 1e6), 1e6) == ((4096,), 1, True, 20000.0)
     hidden_in_part = staged(npu, often, 64, Before(1200.0, 1e6), 1e6)

@@ -149,7 +149,7 @@ def predict(
 
     Args:
         target: the name of a target, the folder of a predictor, or a :class:`Predictor`.
-        method: ``default`` or a layer model by name.
+        method: ``default``, a layer model by name, or ``block``.
 
     Raises:
         ForetellError: see :func:`read_model` and :func:`load`.

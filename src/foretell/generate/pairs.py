@@ -44,15 +44,15 @@ TOKENS: Mapping[str, Step] = {
     "Softmax": lambda b, x: b.op("Softmax", [x], axis=-1), "LayerNormalization": lambda b, x: b.layer_norm(x),
 }  # fmt: skip
 _KINDS = {"map": (MAPS, _MAP), "tokens": (TOKENS, _TOKENS)}
-# A window or a product can swallow what follows it; so can what is element-wise.
+# A window or a product can swallow what follows it; so can what is element-wise. Windows and products are not asked for as
+# the second: where a device has a layout of its own, two in a row save the conversions between them, which looks like fusion.
 _HEADS = {
     "map": ("Conv", "Conv/depthwise", "Add", "Mul", "BatchNormalization", "MaxPool", "AveragePool"),
     "tokens": ("MatMul", "Add/const", "Add", "LayerNormalization"),
 }  # fmt: skip
 _TAILS = {
-    "map": ("Add", "Mul", "BatchNormalization", "Relu", "Clip", "HardSwish", "Sigmoid", "LeakyRelu", "HardSigmoid",
-            "Conv", "Conv/depthwise", "MaxPool"),
-    "tokens": ("Add/const", "Add", "Mul/const", "Relu", "Gelu", "Sigmoid", "Softmax", "LayerNormalization", "MatMul"),
+    "map": ("Add", "Mul", "BatchNormalization", "Relu", "Clip", "HardSwish", "Sigmoid", "LeakyRelu", "HardSigmoid"),
+    "tokens": ("Add/const", "Add", "Mul/const", "Relu", "Gelu", "Sigmoid", "Softmax", "LayerNormalization"),
 }  # fmt: skip
 
 

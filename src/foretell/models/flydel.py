@@ -76,7 +76,8 @@ def properties(table: Table) -> Array:
     whole = np.maximum(np.rint(depth), 1.0)
     full_16, full_64 = (full * whole / (np.ceil(whole / par) * par) for par in (16, 64))
     known = {
-        "one": np.ones(table.size), "macs": table.macs, "macs_16": table.macs / full_16, "macs_64": table.macs / full_64, "work": table.work,
+        "one": np.ones(table.size), "macs": table.macs, "macs_16": table.macs / full_16,
+        "macs_64": table.macs / full_64, "work": table.work,
         "read_bytes": count("read"), "write_bytes": count("write"), "weight_bytes": count("weights"),
         "padded_bytes": count("padded"), "in_elements": count("in_elements"), "out_elements": count("out_elements"),
         "pixels": m, "products": group, "dots": m * n * group, "columns": m * depth * taps * group, "taps": m * taps,

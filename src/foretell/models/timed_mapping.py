@@ -4,8 +4,8 @@ nn-Meter's rule (Zhang et al., MobiSys 2021, section 4.1): two operators are fus
 
     T(first) + T(second) - T(both) > 0.5 min(T(first), T(second))
 
-where a call's own cost, which each of the three runs pays, is taken off first. A difference that the noise of the three
-figures could have made decides nothing: the pair stays apart, and is listed as unsure.
+where a call's own cost, which each of the three runs pays, is taken off first. Operators that run apart save nothing, so
+that a pair near the threshold, by the noise of its figures, is taken for fused, and listed as unsure.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Verdict:
 
     @property
     def fused(self) -> bool:
-        return self.saved_s - self.threshold_s > SURE * self.error_s
+        return self.saved_s > max(self.threshold_s - SURE * self.error_s, 2 * SURE * self.error_s)
 
     @property
     def unsure(self) -> bool:
@@ -80,7 +80,7 @@ class TimedMapping:
 
     @classmethod
     def learn(cls, verdicts: Sequence[Verdict]) -> TimedMapping:
-        """The pairs that are fused for sure."""
+        """The pairs that are fused."""
         return cls(frozenset((v.first, v.second) for v in verdicts if v.fused))
 
     def apply(self, graph: Graph) -> tuple[Kernel, ...]:

@@ -15,7 +15,7 @@ from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
 from foretell.models.network import Conformal
 from foretell.predictor.evaluate import TRANSFORMERS, family_of, folds, score
-from foretell.predictor.stack import METHODS, Predictor, as_energy
+from foretell.predictor.stack import Predictor, as_energy
 from foretell.records import Measurement
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +70,7 @@ def judge(
                 }
             )
 
-    for method in METHODS if timed else ():
+    for method in predictor.methods if timed else ():
         predictions = predictor.predict_many(kept, method)
         values = np.array([p.latency_s.value for p in predictions if p.latency_s is not None])
         bounds = None

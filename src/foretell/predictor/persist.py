@@ -24,6 +24,7 @@ import numpy as np
 
 from foretell.errors import PredictorError, UsageError
 from foretell.models.accelerators import closed_form
+from foretell.models.block import BlockModel
 from foretell.models.features import DOMAIN_WIDTH, NAMES
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
@@ -83,6 +84,10 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays.update({f"{name}.{k}": v for k, v in network.state().items()})
     for i, g in enumerate(sorted(predictor.domain_)):
         arrays[f"domain.{i}"] = predictor.domain_[g]
+    blocks = None
+    if predictor.blocks_ is not None:
+        blocks, more = predictor.blocks_.state()
+        arrays.update(more)
     energy = None
     if predictor.energy_ is not None:
         energy, more = _state(predictor.energy_)
@@ -95,6 +100,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "layers": layers,
         "blend": list(predictor.blend_),
         "networks": sorted(predictor.networks_),
+        "blocks": blocks,
         "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
         "energy": energy,
         "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
@@ -217,6 +223,9 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         if a is None or a.shape != (2, DOMAIN_WIDTH) or a.dtype.kind != "f" or not np.isfinite(a).all():
             raise PredictorError("is missing or malformed", where=f"domain.{i}")
         domain[str(g)] = a
+    blocks = manifest.get("blocks")  # absent where it was written before there were block models
+    if blocks is None and "block.rates" in arrays:
+        raise PredictorError("is missing", where="blocks")
     memory = manifest["memory"]
     energy = None
     if manifest["energy"] is not None:
@@ -233,11 +242,12 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         layers_=layers,
         blend_=blend,
         networks_=networks,
+        blocks_=None if blocks is None else BlockModel.restore(blocks, arrays),
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,
         conformal_=conformal,
         domain_=domain,
-        unit_=None if manifest.get("unit") is None else Recalibration.from_dict(manifest["unit"]),
+        unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),
         card=card,
     )

@@ -2,7 +2,7 @@
 
 ``fit`` learns from measurements; ``predict`` needs neither the backend nor the training library. The default estimate
 is a weighted geometric mean of the layer models (weights from out-of-fold errors), summed over kernels and corrected
-at the network level. Every layer model can be asked for by name.
+at the network level. Every layer model can be asked for by name, and so can the block models, which know no kernels.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
 from foretell.graph.precision import as_int8, is_quantised
 from foretell.models.accelerators import closed_form
+from foretell.models.block import BlockModel
+from foretell.models.block_features import cut, spread
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.flydel import Flydel
@@ -41,7 +43,8 @@ Array = np.ndarray[Any, Any]
 LAYER_MODELS: Mapping[str, type[LayerModel]] = {
     "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed, "flydel": Flydel,
 }  # fmt: skip
-METHODS = ("default", *LAYER_MODELS)
+_OF_KERNELS = ("default", *LAYER_MODELS)
+METHODS = (*_OF_KERNELS, "block")
 _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
@@ -64,6 +67,7 @@ class Predictor:
     layers_: dict[str, LayerModel] = field(default_factory=dict)
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
+    blocks_: BlockModel | None = None
     memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
@@ -119,6 +123,8 @@ class Predictor:
             tell("layer models", 0.25)
             self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
             self._fit_network(rows, kept, table, seconds, tell)
+            tell("block models", 0.85)
+            self.blocks_ = BlockModel.fit(rows, kept, are_networks(rows))
         tell("memory", 0.9)
         self.memory_ = MemoryModel.fit(rows, kept, self.target)
         if self.memory_ is not None and np.abs(self.memory_.held_ratio_).mean() > _WORST_MEMORY:
@@ -178,9 +184,7 @@ class Predictor:
             form = np.array([g in sound for g in own.groups])
             out_of_fold["mixed"] = self._trust(own, np.where(form, own.prior, out_of_fold["mixed"]), measured)
             self.layers_["mixed"].sound = sound  # type: ignore[attr-defined]
-        real = np.array([m.name.split("-")[0] not in MICRO for m in rows])
-        if not real.any():
-            real[:] = True
+        real = are_networks(rows)
         best = np.inf
         # A closed form is not mixed with models that know less.
         for blend in _BLENDS if own.prior is None else _BLENDS[:1]:
@@ -191,7 +195,7 @@ class Predictor:
                 best, self.blend_ = error, tuple(float(b) for b in blend)
         self.card["held_out_percent"] = round(100 * best, 2)
         out_of_fold["default"] = _blend([out_of_fold[name] for name in _BLENDED], self.blend_)
-        for name in METHODS:
+        for name in _OF_KERNELS:
             features, total = self._network_inputs(own, lowered, out_of_fold[name], len(rows))
             ratio = np.log(measured / total)
             # A term that does not help networks it has not seen is left out.
@@ -285,6 +289,11 @@ class Predictor:
 
     # Predicting
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What :meth:`predict` can be asked for; a predictor written before there were block models has none."""
+        return tuple(m for m in METHODS if m != "block" or self.blocks_ is not None)
+
     def lower(self, graph: Graph) -> Lowered:
         """Kernels that the target would run, with their rows. Kept as long as the graph is."""
         known = self._lowered.get(graph)
@@ -325,10 +334,28 @@ class Predictor:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
         return self.layers_[method].predict(table)
 
+    def _block_seconds(self, graphs: Sequence[Graph], lowered: Sequence[Lowered], table: Table) -> Array:
+        """Seconds of kernels that add up to those of the blocks they lie in, in the refined roofline's proportions."""
+        if self.blocks_ is None:
+            raise UsageError(
+                f"{self.target.name} has no block models", where="method block",
+                try_="a predictor that foretell fit wrote anew, or one of " + ", ".join(_OF_KERNELS),
+            )  # fmt: skip
+        kernel_s = self.layers_["refined_roofline"].predict(table)
+        parts = np.split(kernel_s, np.cumsum([len(low.kernels) for low in lowered])[:-1])
+        out = []
+        for graph, low, part in zip(graphs, lowered, parts, strict=True):
+            c = cut(graph)
+            out.append(spread(graph, c.blocks, low.kernels, self.blocks_.predict(c), part))
+        return np.concatenate(out)
+
     def _estimate(self, graphs: Sequence[Graph], method: str) -> _Estimate:
         lowered = [self.lower(g) for g in graphs]
         table = stack(lowered)
-        kernel_s = self._kernel_seconds(table, method)
+        if method == "block":
+            kernel_s = self._block_seconds(graphs, lowered, table)
+        else:
+            kernel_s = self._kernel_seconds(table, method)
         features, total = self._network_inputs(table, lowered, kernel_s, len(graphs))
         factor = self.networks_.get(method, NetworkModel.identity()).factor(features)
         coverage = self._coverage(table, lowered, kernel_s)
@@ -412,6 +439,8 @@ class Predictor:
         if method not in METHODS:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
         if not self.layers_:
+            if method == "block":
+                raise UsageError(f"{self.target.name} has no block models", try_="--method default")
             return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self._bounds(e.table)
@@ -461,7 +490,7 @@ class Predictor:
                     target=self.target.name,
                     latency_s=None if unpriced else self._value("latency_s", latency, scale),
                     energy_j=None if unpriced else energies[i],
-                    peak_memory_bytes=self._memory(graph, e.lowered[i]),
+                    peak_memory_bytes=self._memory(graph, e.lowered[i], method),
                     coverage=float(e.coverage[i]),
                     macs=e.lowered[i].total_macs,
                     parameters=graph.parameters,
@@ -471,7 +500,10 @@ class Predictor:
             )
         return out
 
-    def _memory(self, graph: Graph, lowered: Lowered) -> Value | None:
+    def _memory(self, graph: Graph, lowered: Lowered, method: str = "default") -> Value | None:
+        if method == "block" and self.blocks_ is not None:
+            peak = self.blocks_.peak_bytes(cut(graph))
+            return None if peak is None else self._value("peak_memory_bytes", peak, 1.0)
         if self.memory_ is None:
             return None
         peak = self.memory_.predict(graph, lowered)
@@ -517,6 +549,12 @@ def _sound(table: Table, corrected: Array, seconds: Array) -> frozenset[str]:
         if held_out > _WORTH * plain:
             found.add(g)
     return frozenset(found)
+
+
+def are_networks(rows: Sequence[Measurement]) -> Array:
+    """Which rows are of networks rather than of micro-kernels, (rows,) of bool; all, if none is."""
+    real = np.array([m.name.split("-")[0] not in MICRO for m in rows], bool)
+    return real if real.any() else ~real
 
 
 def as_energy(m: Measurement) -> Measurement:

@@ -60,7 +60,7 @@ def unit(predictor: Predictor, folder: Path) -> Shown:
 
 def fusion(target: str, verdicts: Sequence[Verdict]) -> Shown:
     """What the times of pairs of operators say."""
-    word = {(True, False): "fused", (False, True): "unsure", (False, False): "apart"}
+    word = {(True, False): "fused", (True, True): "likely fused", (False, True): "unsure", (False, False): "apart"}
     ordered = sorted(verdicts, key=lambda v: (not v.fused, v.unsure, v.first, v.second))
     rows = tuple(
         (v.first, v.second, word[v.fused, v.unsure], units.seconds(v.saved_s), units.seconds(v.threshold_s),
