@@ -65,7 +65,7 @@ def test_the_rule_and_its_noise():
     assert fused.fused and not fused.unsure
     apart = decide("a", "b", alone, Timed(1.3e-3, 1e-6), empty)
     assert not apart.fused and not apart.unsure
-    near = decide("a", "b", (Timed(1.1e-3, 2e-5), alone[1]), Timed(1.22e-3, 1e-6), empty)
+    near = decide("a", "b", (Timed(1.1e-3, 5e-6), alone[1]), Timed(1.205e-3, 1e-6), empty)
     assert near.unsure and near.fused  # what runs apart saves nothing
     noisy = decide("a", "b", (Timed(1.1e-3, 2e-4), alone[1]), Timed(1.1e-3, 2e-4), empty)
     assert noisy.unsure and not noisy.fused  # nothing can be said of it

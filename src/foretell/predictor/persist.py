@@ -223,7 +223,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         if a is None or a.shape != (2, DOMAIN_WIDTH) or a.dtype.kind != "f" or not np.isfinite(a).all():
             raise PredictorError("is missing or malformed", where=f"domain.{i}")
         domain[str(g)] = a
-    blocks = manifest.get("blocks")  # absent where it was written before there were block models
+    blocks = manifest["blocks"]
     if blocks is None and "block.rates" in arrays:
         raise PredictorError("is missing", where="blocks")
     memory = manifest["memory"]
