@@ -198,8 +198,10 @@ class Predictor:
         for name in _OF_KERNELS:
             features, total = self._network_inputs(own, lowered, out_of_fold[name], len(rows))
             ratio = np.log(measured / total)
-            # A term that does not help networks it has not seen is left out.
-            helps = name == "default" and best < _WORTH * float(np.abs(ratio[real]).mean())
+            # A term that does not help networks it has not seen is left out. Beside a closed form it must be worth it: what a
+            # call costs, and what lies in caches, is no part of an estimator's sum.
+            worth = 1.0 if own.prior is None else _WORTH
+            helps = name == "default" and best < worth * float(np.abs(ratio[real]).mean())
             self.networks_[name] = NetworkModel.fit(features[real], ratio[real]) if helps else NetworkModel.identity()
         features, total = self._network_inputs(own, lowered, out_of_fold["default"], len(rows))
         left = np.log(measured / (total * self.networks_["default"].factor(features)))
