@@ -376,3 +376,12 @@ def test_nodes_that_lack_inputs_are_left_alone(op):
         nodes = (Node("odd", op, ins, ("a",), {"axis": 99}), Node("last", "Relu", ("a",), ("y",), {}))
         g = check(Graph("odd", nodes, tensors, ("x",), ("y",)))
         assert not [c for c in changes(g, [(0,), (1,)], lambda a, b: True) if c.kind == "channels"]
+
+
+def test_a_reshape_that_keeps_its_shape_to_itself_is_no_crash():
+    from pathlib import Path
+
+    data = (Path(__file__).parent / "data" / "mlperf_tiny" / "vww_96_int8.tflite").read_bytes()
+    found = explain(api.read_model(data, name="vww"), api.load("ethos-u55-128"))
+    assert found.kernels
+    assert all(k.bound_s + k.waste_s <= k.latency_s * (1 + 1e-9) for k in found.kernels)

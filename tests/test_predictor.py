@@ -295,3 +295,12 @@ def test_energy_is_learned_like_time(recorded, tmp_path):
 
 def fresh_without_energy(rows, graphs):
     return Predictor(rows[0].target).fit([m for m in rows if m.source == "generated"][:40], graphs)
+
+
+def test_only_the_default_has_a_calibrated_interval(fitted, zoo):
+    graph = zoo["mobilenetv2_100"]
+    own, other = fitted.predict(graph), fitted.predict(graph, "flydel")
+    assert own.latency_s.high / own.latency_s.low < 3.9
+    assert other.latency_s.high / other.latency_s.low == pytest.approx(4.0)
+    assert any("not calibrated" in w for w in other.warnings)
+    assert not any("not calibrated" in w for w in own.warnings)

@@ -175,7 +175,7 @@ def match_targets(patterns: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         if not any(c in pattern for c in "*?["):
-            found[pattern] = None
+            found[ALIASES.get(pattern, pattern)] = None
             continue
         hits = [name for name in sorted(predictor_folders()) if fnmatch.fnmatchcase(name, pattern)]
         if not hits:

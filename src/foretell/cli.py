@@ -146,7 +146,14 @@ def predict(
             problems.append(e)
     if not graphs:
         raise problems[0]
-    predictions = [p for predictor in predictors for p in predictor.predict_many(graphs, method)]
+    predictions = []
+    for predictor in predictors:  # nor does a target that has not learned this method
+        try:
+            predictions += predictor.predict_many(graphs, method)
+        except ForetellError as e:
+            problems.append(e)
+    if not predictions:
+        raise problems[0]
     single = len(predictions) == 1 and predictions[0].latency_s is not None
     tables.show(*(sheets.prediction(predictions[0], top) if single else sheets.comparison(predictions)), form)
     for problem in problems[:-1]:
@@ -356,7 +363,8 @@ def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form:
     from foretell.report import anatomy, tables
 
     asked = tuple(p for p, given in zip(anatomy.PARTS, (formula, mapping, steps), strict=True) if given)
-    tables.show(*anatomy.anatomy(api.load(target), asked or anatomy.PARTS, top), form)
+    lines = top if form in ("table", "markdown") else -1
+    tables.show(*anatomy.anatomy(api.load(target), asked or anatomy.PARTS, lines), form)
 
 
 @app.group(
@@ -462,6 +470,9 @@ def build(
 
         built = journey.build(plan, _store(store), where, tell, force=force)
     tables.show(*sheets.judged(built.rows, built.noise_floor, plan.target.name, where, built.predictor.card), form)
+    if until_error:
+        reached = built.predictor.card.get("held_out_percent")
+        click.echo(f"foretell: networks held out are told to {reached} %, {until_error:g} % was asked for", err=True)
     if form == "table":
         click.echo(f"\nsaved to {where}; use it with: foretell predict MODEL --target {output or plan.target.name}")
 

@@ -170,6 +170,7 @@ def _kernels(
     latency_s = np.array([k.latency_s for k in prediction.kernels])
     has, roofs = limits(predictor, table, latency_s)
     bound_s = np.minimum(has.bound_s, latency_s)
+    wasted_s = np.minimum(has.wasted * latency_s, latency_s - bound_s)  # what lies under the bound is no waste
     longest = np.argmax([has.compute_s, has.memory_s, has.overhead_s], axis=0)
     refined = predictor.layers_["refined_roofline"]
     assert isinstance(refined, RefinedRoofline)
@@ -181,7 +182,7 @@ def _kernels(
                 k.name, k.nodes, k.op_types, table.groups[i], k.latency_s, k.share, float(table.ops[i]),
                 float(table.traffic[i]), float(has.compute_s[i]), float(has.memory_s[i]), float(has.overhead_s[i]),
                 float(bound_s[i]), float(bound_s[i] / k.latency_s) if k.latency_s > 0 else 0.0,
-                float(has.wasted[i] * k.latency_s), BOUNDS[longest[i]], tuple(Step(*s) for s in steps[i]),
+                float(wasted_s[i]), BOUNDS[longest[i]], tuple(Step(*s) for s in steps[i]),
             )
         )  # fmt: skip
     return tuple(out), roofs

@@ -111,6 +111,8 @@ def with_sides(graph: Graph, sides: Mapping[str, tuple[int, int]]) -> Graph:
             raise Refused(f"{node.name} writes a fixed size")
     nodes = list(graph.nodes)
     for i, node in enumerate(nodes):
+        if node.op_type == "Reshape" and len(node.inputs) < 2:
+            raise Refused(f"{node.name} is a Reshape without a shape")  # a TFLite file may keep it to itself
         if node.op_type == "Reshape" and known[node.inputs[1]].const:
             nodes[i] = node = _reshaped(node, i, graph, known)
         missing = infer([node], known, SHAPE_RULES)

@@ -461,6 +461,8 @@ class Predictor:
                 graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
             )
             warnings = list(graph.warnings)
+            if method != "default":
+                warnings.append(f"the interval of method {method} is not calibrated: a factor of two")
             if self.target.precision == "f32" and is_quantised(graph):
                 warnings.append("the model is quantised, the target computes in f32")
             away = float(e.kernel_s[at.start : at.stop][outside[at.start : at.stop]].sum())
@@ -490,7 +492,7 @@ class Predictor:
                 Prediction(
                     model=graph.name,
                     target=self.target.name,
-                    latency_s=None if unpriced else self._value("latency_s", latency, scale),
+                    latency_s=None if unpriced else self._value("latency_s", latency, scale, method),
                     energy_j=None if unpriced else energies[i],
                     peak_memory_bytes=self._memory(graph, e.lowered[i], method),
                     coverage=float(e.coverage[i]),
@@ -505,14 +507,15 @@ class Predictor:
     def _memory(self, graph: Graph, lowered: Lowered, method: str = "default") -> Value | None:
         if method == "block" and self.blocks_ is not None:
             peak = self.blocks_.peak_bytes(cut(graph))
-            return None if peak is None else self._value("peak_memory_bytes", peak, 1.0)
+            return None if peak is None else self._value("peak_memory_bytes", peak, 1.0, method)
         if self.memory_ is None:
             return None
         peak = self.memory_.predict(graph, lowered)
         return None if peak is None else self._value("peak_memory_bytes", peak, 1.0)
 
-    def _value(self, metric: str, value: float, scale: float) -> Value:
-        conformal = self.conformal_.get(metric)
+    def _value(self, metric: str, value: float, scale: float, method: str = "default") -> Value:
+        """The interval is calibrated for the default method; for another, as without calibration, it is a factor of two."""
+        conformal = self.conformal_.get(metric) if method == "default" else None
         if conformal is None:
             return Value(value, value / 2, value * 2, 0.9)
         low, high = conformal.interval(value, scale)

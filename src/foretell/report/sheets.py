@@ -217,7 +217,8 @@ def judged(
     }  # fmt: skip
     if folder is not None:
         data.update(folder=str(folder), card=card)
-    return [Sheet(titles, tuple(cells), head, (), tuple(range(3, 10)))], data
+    notes = () if cells else ("fewer than three real networks were measured: nobody judged this predictor",)
+    return [Sheet(titles, tuple(cells), head, notes, tuple(range(3, 10)))], data
 
 
 def measured(rows: Sequence[Measurement]) -> Shown:
