@@ -107,19 +107,17 @@ def _norm(a: Axes, i: int, node: Node) -> bool:
 
 
 def _pool(a: Axes, i: int, node: Node) -> bool:
-    x, y = node.inputs[0], node.outputs[0]
-    if len(node.inputs) != 1 or len(a.shape(x)) < 3 or any(node.outputs[1:]):
-        return False
-    for d in (0, 1):
-        a.tie(x, d, y, d)
-    a.fix_from(x, 2)
-    a.fix_from(y, 2)
-    return True
+    return len(node.inputs) == 1 and not any(node.outputs[1:]) and _by_pixels(a, node)
 
 
 def _resize(a: Axes, i: int, node: Node) -> bool:
+    return node.op_type == "Resize" and _by_pixels(a, node)
+
+
+def _by_pixels(a: Axes, node: Node) -> bool:
+    """Images and channels stay what they are, heights and widths become fixed."""
     x, y = node.inputs[0], node.outputs[0]
-    if node.op_type != "Resize" or len(a.shape(x)) < 3:
+    if len(a.shape(x)) < 3:
         return False
     for d in (0, 1):
         a.tie(x, d, y, d)

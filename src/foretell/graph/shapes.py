@@ -83,10 +83,6 @@ def same(v: View) -> Result:
     return [(v.shape(0), v.dtype(0))]
 
 
-def same_as(i: int) -> ShapeFn:
-    return lambda v: [(v.shape(i), v.dtype(i))]
-
-
 def like_first(dtype: str) -> ShapeFn:
     return lambda v: [(v.shape(0), dtype)]
 

@@ -23,7 +23,6 @@ _JOINED_ROWS = 16  # a matrix of many rows is an image at most so high
 _MEAN_PLACES = 4096  # of a map that one step of a mean adds up
 _TILE = 64  # places of an output that are computed at a time where strides are large
 _NEWTON = 9.75  # cycles an element of a reciprocal by three rounds of Newton's rule, 32 bits, over those of a sum
-_IMAGES = ("conv", "conv_transpose", "pool", "elementwise", "activation", "resize", "norm", "copy")
 
 
 def steps_of(npu: Npu, graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str) -> list[Step]:
