@@ -18,10 +18,10 @@ from typing import Any
 from common import cpu_name, provenance, table, versions, write
 from targets import rows_of
 
-from foretell.build import probe_fusion
 from foretell.models.mapping import MappingModel
 from foretell.models.timed_mapping import TimedMapping, agreement
 from foretell.predictor.stack import Predictor
+from foretell.probe import probe_fusion
 from foretell.store import Store
 
 

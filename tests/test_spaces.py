@@ -10,13 +10,40 @@ from foretell import api
 from foretell.errors import ForetellError, UsageError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
-from foretell.generate.spaces import NB201_EDGES, NB201_OPS, SEARCH_SPACES, draw, fbnet, nasbench201, ofa_mobilenetv3
+from foretell.generate.spaces import (
+    NB201_EDGES,
+    NB201_OPS,
+    SEARCH_SPACES,
+    draw,
+    fbnet,
+    nasbench101,
+    nasbench201,
+    ofa_mobilenetv3,
+)
 from foretell.graph.cost import cost
 from foretell.graph.kinds import NodeKind
 
 
 def _parameters(graph) -> int:
     return sum(t.elements for t in graph.tensors.values() if t.const and t.dtype == "f32")
+
+
+def test_nasbench101_has_its_published_size() -> None:
+    # The benchmark's README gives 2,694,282 parameters for this cell, two of them a channel for batch normalisation,
+    # which is one bias here.
+    edges = [(0, 1), (0, 2), (0, 3), (0, 5), (1, 6), (2, 6), (3, 4), (4, 6), (5, 6)]
+    graph = nasbench101(edges, ["conv1x1", "conv3x3", "conv3x3", "conv3x3", "maxpool3x3"])
+    biases = sum(graph.tensors[n.inputs[2]].elements for n in graph.nodes if n.op_type == "Conv")
+    assert _parameters(graph) + biases == 2_694_282
+
+
+def test_nasbench101_leaves_out_what_computes_nothing() -> None:
+    direct = nasbench101([(0, 1), (1, 2)], ["conv3x3"])
+    with_dead_ends = nasbench101([(0, 1), (1, 4), (0, 2), (3, 4)], ["conv3x3", "conv1x1", "maxpool3x3"])
+    assert [n.op_type for n in direct.nodes] == [n.op_type for n in with_dead_ends.nodes]
+    for edges in ([(0, 1)], [(1, 0), (0, 2)], [(0, 3), (0, 1), (1, 2)]):
+        with pytest.raises(UsageError):
+            nasbench101(edges, ["conv3x3"])
 
 
 def test_nasbench201_has_its_published_cost() -> None:

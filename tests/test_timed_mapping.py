@@ -8,11 +8,11 @@ import pytest
 
 from foretell import backends
 from foretell.backends.fake import Config, execute
-from foretell.build import probe_fusion
 from foretell.errors import MeasurementError, UsageError
 from foretell.generate import pairs
 from foretell.generate.builder import Builder
 from foretell.models.timed_mapping import Timed, TimedMapping, Verdict, agreement, decide
+from foretell.probe import probe_fusion
 from foretell.store import Store
 
 

@@ -23,12 +23,10 @@ from foretell.devices import Device
 from foretell.errors import FitError, MeasurementError, TargetError, UsageError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
-from foretell.generate import pairs
 from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
 from foretell.graph.ir import Graph
 from foretell.host import cpu_name as cpu_name
 from foretell.models.recalibration import choose
-from foretell.models.timed_mapping import Timed, Verdict, decide
 from foretell.predictor.evaluate import FAMILIES
 from foretell.predictor.judge import judge
 from foretell.predictor.stack import Predictor
@@ -299,40 +297,6 @@ def measure_models(
         raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}
     return [replace(m, name=names[m.graph]) for m in rows]
-
-
-_PAIR_PROCESSES = 5
-
-
-def probe_fusion(target: Target, store: Store, tell: Tell) -> list[Verdict]:
-    """Measure pairs of operators on ``target`` and tell by their times alone which of them it runs as one kernel.
-
-    Pairs that could not be measured are left out.
-
-    Raises:
-        MeasurementError: not even the empty graph could be measured.
-    """
-    every = {name: write_onnx(pairs.graph(*name)) for name in pairs.names()}
-    models = [(f"pair-{'-'.join(n)}".replace("/", "_"), data) for n, data in every.items()]
-    rows = {m.graph: m for m in measure_models(store, target, models, _PAIR_PROCESSES, tell)}
-    times: dict[tuple[str, str, str], Timed] = {}
-    for name, data in every.items():
-        m = rows.get(graph_hash(data))
-        if m is not None and m.latency_s and m.verdict != "failed":
-            figures = np.array(m.process_latency_s)
-            error = float(figures.std(ddof=1) / np.sqrt(len(figures))) if len(figures) > 1 else 0.05 * m.latency_s
-            times[name] = Timed(m.latency_s, error)
-    found = []
-    for kind, first, second in every:
-        if not second:
-            continue
-        needed = [(kind, first, ""), (kind, second, ""), (kind, first, second), (kind, "", "")]
-        if all(n in times for n in needed):
-            a, b, both, empty = (times[n] for n in needed)
-            found.append(decide(first, second, (a, b), both, empty))
-    if not found:
-        raise MeasurementError("no pair could be measured", where=target.name)
-    return found
 
 
 _POOL = 48  # generated networks that a recalibration chooses from

@@ -491,27 +491,35 @@ def _store(path: Path | None) -> Any:
     return Store(path or api.home() / "measurements.sqlite")
 
 
-@app.command(epilog="Examples:  foretell probe --target ort   |   foretell probe --target my-board --format json")
+@app.command(epilog="Examples:  foretell probe --target ort   |   foretell probe --target ethos-u55-128 --steps --format json")
 @click.option("--target", default="ort", show_default=True, help="Backend, target or device to probe.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
+@click.option("--steps", is_flag=True, help="How many units the device works on at once, in place of what it fuses.")
 @store_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
-def probe(target: str, threads: int, precision: str, store: Path | None, quiet: bool, form: str) -> None:
-    """Find out by times alone which operators a device fuses: T(a) + T(b) - T(a then b) > min(T(a), T(b)) / 2."""
+def probe(target: str, threads: int, precision: str, steps: bool, store: Path | None, quiet: bool, form: str) -> None:
+    """Find out by times alone which operators a device fuses: T(a) + T(b) - T(a then b) > min(T(a), T(b)) / 2.
+
+    With --steps: the unrolling factor and alpha along each dimension of a layer, from times of its kernels.
+    """
     from foretell import backends
-    from foretell import build as journey
+    from foretell import probe as journey
     from foretell.report import anatomy, tables
     from foretell.report.progress import ProgressLine
 
     backend, chosen = backends.resolve(target, precision, threads)
     backend.version()
     with ProgressLine("probing", quiet=quiet) as line:
-        found = journey.probe_fusion(
-            chosen, _store(store), lambda stage, share, left, text: line.update(share, left, text)
-        )
-    tables.show(*anatomy.fusion(chosen.name, found), form)
+        def tell(stage: str, share: float, left: float | None, text: str) -> None:
+            line.update(share, left, text)
+
+        if steps:
+            shown = anatomy.staircases(chosen.name, journey.probe_steps(chosen, _store(store), tell))
+        else:
+            shown = anatomy.fusion(chosen.name, journey.probe_fusion(chosen, _store(store), tell))
+    tables.show(*shown, form)
 
 
 @app.command(

@@ -1,5 +1,6 @@
 """Networks drawn from published search spaces: what architecture search looks at. They judge predictors and train none.
 
+- ``nasbench101``: cells of at most seven nodes and nine edges (Ying et al. 2019, https://arxiv.org/abs/1902.09635).
 - ``nasbench201``: cells of four nodes (Dong and Yang 2020, https://arxiv.org/abs/2001.00326).
 - ``fbnet``: 22 layers of nine candidates (Wu et al. 2019, https://arxiv.org/abs/1812.03443, table 1).
 - ``ofa-mobilenetv3`` and ``ofa-resnet``: elastic depth, width, kernel and resolution (Cai et al. 2020,
@@ -21,6 +22,8 @@ from foretell.graph.ir import Graph
 
 Rng = np.random.Generator
 
+NB101_OPS = ("conv3x3", "conv1x1", "maxpool3x3")
+_NB101_NODES, _NB101_EDGES = 7, 9
 NB201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NB201_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 # FBNet: (kernel, expansion, groups); None skips the layer.
@@ -42,6 +45,80 @@ def divisible(value: float, by: int = 8) -> int:
     return out + by if out < 0.9 * value else out
 
 
+def nasbench101(
+    edges: Sequence[tuple[int, int]], ops: Sequence[str], name: str = "nasbench101", classes: int = 10
+) -> Graph:
+    """The network of a cell. Node 0 is the cell's input, ``ops`` are those of nodes 1, 2, ... and the node after them is
+    its output; ``edges`` lead upwards. Nodes that lie on no path from input to output are left out, as the paper prunes
+    them. 32 x 32 input, three stacks of three cells, 128 channels at first (sections 2.1 to 2.3).
+
+    Raises:
+        UsageError: unknown operations, edges that are no edges of this cell, or no path from its input to its output.
+    """
+    last = len(ops) + 1
+    if not set(ops) <= set(NB101_OPS) or last >= _NB101_NODES or len(edges) > _NB101_EDGES:
+        raise UsageError(f"not a NAS-Bench-101 cell: {'|'.join(ops)}, {len(edges)} edges", try_="of " + ", ".join(NB101_OPS))
+    if any(not 0 <= a < z <= last for a, z in edges):
+        raise UsageError(f"edges lead from a lower to a higher of {last + 1} nodes", where=name)
+    live = _live(sorted(edges), last)
+    if not live:
+        raise UsageError("the cell's output does not depend on its input", where=name)
+    b = Builder(name)
+    x = b.conv(b.input((1, 3, 32, 32)), 128, 3, act="relu")
+    for stack in range(3):
+        if stack:
+            x = b.pool(x, "MaxPool", 2, 2, 0)
+        for _ in range(3):
+            x = _cell101(b, x, live, ops, 128 << stack)
+    b.output(b.linear(b.op("Flatten", [b.op("GlobalAveragePool", [x])], axis=1), classes))
+    return b.graph()
+
+
+def _live(edges: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+    """Those edges, in order, that lie on a path from node 0 to the last one."""
+    reached, used = {0}, {last}
+    for a, z in edges:
+        if a in reached:
+            reached.add(z)
+    for a, z in sorted(edges, key=lambda e: -e[1]):
+        if z in used:
+            used.add(a)
+    return [(a, z) for a, z in edges if {a, z} <= reached & used]
+
+
+def _cell101(b: Builder, x: str, edges: Sequence[tuple[int, int]], ops: Sequence[str], width: int) -> str:
+    """What leads to the output is concatenated to ``width`` channels in all, other nodes add up their inputs; the cell's
+    input is projected wherever it is used (the paper's appendix S1)."""
+    last = len(ops) + 1
+    to_output = [a for a, z in edges if z == last and a]
+    channels = dict.fromkeys(range(last), 0)
+    for i, a in enumerate(to_output):
+        channels[a] = width // len(to_output) + (i < width % len(to_output))
+    for node in range(last - 1, 0, -1):
+        if not channels[node]:
+            channels[node] = max((channels[z] for a, z in edges if a == node and z != last), default=0)
+    nodes = {0: x}
+    for node in range(1, last):
+        parts = []
+        for a in (a for a, z in edges if z == node):
+            y = b.conv(x, channels[node], 1, act="relu") if a == 0 else nodes[a]
+            parts.append(b.slice(y, 1, 0, channels[node]) if b.shape(y)[1] > channels[node] else y)
+        if not parts:
+            continue
+        y = parts[0]
+        for part in parts[1:]:
+            y = b.add(y, part)
+        op = ops[node - 1]
+        if op == "maxpool3x3":
+            nodes[node] = b.pool(y, "MaxPool", 3, 1)
+        else:
+            nodes[node] = b.conv(y, channels[node], 3 if op == "conv3x3" else 1, act="relu")
+    if not to_output:
+        return b.conv(x, width, 1, act="relu")
+    out = nodes[to_output[0]] if len(to_output) == 1 else b.concat([nodes[a] for a in to_output], axis=1)
+    return b.add(out, b.conv(x, width, 1, act="relu")) if (0, last) in edges else out
+
+
 def nasbench201(ops: Sequence[str], name: str = "nasbench201", classes: int = 10) -> Graph:
     """The network of a cell: one of NB201_OPS for each of NB201_EDGES. 32 x 32 input, five cells a stage.
 
@@ -50,16 +127,9 @@ def nasbench201(ops: Sequence[str], name: str = "nasbench201", classes: int = 10
     """
     if len(ops) != len(NB201_EDGES) or not set(ops) <= set(NB201_OPS):
         raise UsageError(f"not a NAS-Bench-201 cell: {'|'.join(ops)}", try_="six of " + ", ".join(NB201_OPS))
-    edges = [(a, z, op) for (a, z), op in zip(NB201_EDGES, ops, strict=True) if op != "none"]
+    chosen = {e: op for e, op in zip(NB201_EDGES, ops, strict=True) if op != "none"}
     # Nodes that nothing reaches are zero, and nodes that reach nothing are dead: exporters leave both out.
-    reached, used = {0}, {3}
-    for a, z, _ in edges:
-        if a in reached:
-            reached.add(z)
-    for a, z, _ in reversed(edges):
-        if z in used:
-            used.add(a)
-    edges = [(a, z, op) for a, z, op in edges if {a, z} <= reached & used]
+    edges = [(a, z, chosen[a, z]) for a, z in _live(list(chosen), 3)]
     if not edges:
         raise UsageError("the cell's output does not depend on its input", where=name)
     b = Builder(name)
@@ -179,6 +249,16 @@ def ofa_resnet(
     return b.graph()
 
 
+def _draw_nasbench101(rng: Rng, name: str) -> Graph:
+    while True:
+        edges = [(a, z) for z in range(1, _NB101_NODES) for a in range(z) if rng.random() < 0.5]
+        ops = [NB101_OPS[i] for i in rng.integers(len(NB101_OPS), size=_NB101_NODES - 2)]
+        try:
+            return nasbench101(edges, ops, name)
+        except UsageError:  # too many edges, or a cell that computes nothing
+            continue
+
+
 def _draw_nasbench201(rng: Rng, name: str) -> Graph:
     while True:
         try:
@@ -207,6 +287,7 @@ def _draw_ofa_resnet(rng: Rng, name: str) -> Graph:
 
 
 SEARCH_SPACES: dict[str, Callable[[Rng, str], Graph]] = {
+    "nasbench101": _draw_nasbench101,
     "nasbench201": _draw_nasbench201,
     "fbnet": _draw_fbnet,
     "ofa-mobilenetv3": _draw_ofa_mobilenetv3,

@@ -8,6 +8,7 @@ from typing import Any
 
 from foretell import units
 from foretell.errors import UsageError
+from foretell.models.alignment import Staircase
 from foretell.models.flydel import PROPERTIES, Flydel, formula
 from foretell.models.recalibration import CLASSES
 from foretell.models.roofline import RefinedRoofline
@@ -76,6 +77,25 @@ def fusion(target: str, verdicts: Sequence[Verdict]) -> Shown:
         for v in ordered
     ]  # fmt: skip
     return [Sheet(titles, rows, head, (), (3, 4, 5), tuple(records))], {"target": target, "pairs": records}
+
+
+def staircases(target: str, found: Sequence[Staircase]) -> Shown:
+    """Unrolling factors that times along one dimension show."""
+    rows = tuple(
+        (s.what, s.kernel, str(s.points), *((str(s.steps.par), f"{s.steps.alpha:.2f}", f"{s.steps.explained:.0%}",
+         f"{s.steps.error:.1%}") if s.steps else ("-", "-", "-", s.problem)))
+        for s in found
+    )  # fmt: skip
+    titles = ("along", "kernel", "settings", "par", "alpha", "explained", "error left")
+    note = "par 1: no steps. explained: share of a straight line's squared error that the steps explain"
+    records = [
+        {"name": s.name, "along": s.what, "kernel": s.kernel, "settings": s.points,
+         **{f: getattr(s.steps, f) if s.steps else None for f in ("par", "alpha", "explained", "error")},
+         "problem": s.problem}
+        for s in found
+    ]  # fmt: skip
+    head = f"{target}: steps along {sum(bool(s.steps and s.steps.par > 1) for s in found)} of {len(found)} dimensions"
+    return [Sheet(titles, rows, head, (note,), (2, 3, 4, 5, 6), tuple(records))], {"target": target, "staircases": records}
 
 
 def _cut(rows: Sequence[tuple[str, ...]], top: int) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
