@@ -23,7 +23,7 @@ from foretell.devices import Device
 from foretell.errors import FitError, MeasurementError, TargetError, UsageError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
-from foretell.generate.plan import SECONDS_PER_ENTRY, Entry, make_plan
+from foretell.generate.plan import MIX, SECONDS_PER_ENTRY, Entry, make_plan
 from foretell.graph.ir import Graph
 from foretell.host import cpu_name as cpu_name
 from foretell.models.recalibration import choose
@@ -54,13 +54,15 @@ class Plan:
     entries: tuple[Entry, ...]
     judges: tuple[str, ...]
     processes: int = protocol.PROCESSES
+    signal: str = ""  # which excitation signal drives all benchmarks; none: networks and packs, mixed
     until_percent: float = 0.0  # stop once networks held out are told to this error; 0: use all of the budget
 
     @property
     def campaign(self) -> str:
         """Name of the campaign in the store; the same plan resumes the same campaign."""
         until = f"-until{self.until_percent:g}" if self.until_percent else ""
-        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}{until}"
+        excite = f"-{self.signal}" if self.signal else ""
+        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}{excite}{until}"
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,11 @@ class Built:
 
 
 def plan_build(
-    target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0, until_percent: float = 0.0
-) -> Plan:
-    """Plan a build. With ``until_percent`` there are more benchmarks than fit, to choose from as it goes.
+    target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0, until_percent: float = 0.0,
+    signal: str = "",
+) -> Plan:  # fmt: skip
+    """Plan a build. With ``until_percent`` there are more benchmarks than fit, to choose from as it goes; with ``signal``
+    they are layers whose dimensions an excitation signal drives, which is what flydels are identified from.
 
     Raises TargetError or UsageError.
     """
@@ -85,12 +89,14 @@ def plan_build(
     each = getattr(backend, "seconds_each", SECONDS_PER_ESTIMATE)
     seconds = each if backend.estimate else SECONDS_PER_ENTRY
     choice = _CHOICE if until_percent else 1
+    spaces = (f"excite-{signal}",) if signal else backend.spaces
+    mix = ((spaces[0], 1.0),) if signal else MIX
     entries = make_plan(
-        minutes * choice * (1 - _JUDGE_SHARE), workers=workers, seed=seed, spaces=backend.spaces, seconds=seconds
+        minutes * choice * (1 - _JUDGE_SHARE), workers=workers, seed=seed, mix=mix, spaces=spaces, seconds=seconds
     )
     judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, each if backend.estimate else None)
     processes = 1 if backend.estimate else protocol.PROCESSES
-    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, until_percent)
+    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, signal, until_percent)
 
 
 def graph_hash(model: bytes) -> str:

@@ -426,6 +426,11 @@ def remove(name: str) -> None:
     metavar="PERCENT",
     help="Choose benchmarks as it goes, and stop once networks held out are told to this error.",
 )
+@click.option(
+    "--excite",
+    type=click.Choice(["uniform", "log-uniform", "multilevel"]),
+    help="Measure single layers driven by this signal alone, to identify flydels.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the benchmark plan.")
@@ -438,8 +443,8 @@ def remove(name: str) -> None:
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def build(
-    backend: str, minutes: float, until_error: float | None, threads: int, precision: str, seed: int, output: Path | None,
-    store: Path | None, dry_run: bool, force: bool, quiet: bool, form: str,
+    backend: str, minutes: float, until_error: float | None, excite: str | None, threads: int, precision: str, seed: int,
+    output: Path | None, store: Path | None, dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
@@ -452,7 +457,8 @@ def build(
     from foretell.report.progress import ProgressLine
 
     plan = journey.plan_build(
-        backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0
+        backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0,
+        signal=excite or "",
     )
     if dry_run:
         tables.show(*sheets.plan(plan), form)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretell.errors import UsageError
+from foretell.generate.excitation import SIGNALS, pack
 from foretell.generate.kernels import SWEEPS, random_pack, sweep
 from foretell.generate.networks import SPACES, network
 from foretell.graph.ir import Graph
@@ -24,6 +25,7 @@ MIX: tuple[tuple[str, float], ...] = (
     ("kernels", 0.12),
     ("sweep", 0.04),
 )
+EXCITED = tuple(f"excite-{signal}" for signal in SIGNALS)
 SECONDS_PER_ENTRY = 2.0  # three processes of a small network on one core, measured
 
 
@@ -46,7 +48,10 @@ class Entry:
             return random_pack(self.seed)
         if self.space == "sweep":
             return sweep(SWEEPS[self.seed % len(SWEEPS)], self.seed)
-        raise UsageError(f"no space called {self.space!r}", try_="one of " + ", ".join((*SPACES, "kernels", "sweep")))
+        if self.space in EXCITED:
+            return pack(self.space.removeprefix("excite-"), self.seed % 1_000_000)
+        known = (*SPACES, "kernels", "sweep", *EXCITED)
+        raise UsageError(f"no space called {self.space!r}", try_="one of " + ", ".join(known))
 
 
 def make_plan(

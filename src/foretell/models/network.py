@@ -18,7 +18,7 @@ from foretell.errors import PredictorError
 Array = np.ndarray[Any, Any]
 FEATURES = ("one", "log_kernels", "log_mean_kernel_s", "log_weight_bytes", "log_total_s")
 _RIDGE = 8.0
-MICRO = ("kernels", "sweep")  # sources of measurements that are not networks: packs of layers, sweeps of one
+MICRO = ("kernels", "sweep", "excite")  # measurements that are not of networks: packs of layers, sweeps of one
 LIMIT = 0.5  # largest |log| of the correction: more would be extrapolation
 
 
