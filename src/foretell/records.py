@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 METRICS = ("latency_s", "energy_j", "peak_memory_bytes")
+UTILISATIONS = ("compute_utilisation", "memory_utilisation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class ExecutedKernel:
         layout: memory layout of what it writes, ``""`` for the graph's own (``nchwc`` for a blocked one).
         latency_s: time of one run as the backend's profile tells it.
         energy_j: energy of one run, None if the backend does not tell.
+        compute_busy_s: time of one run in which its arithmetic units work, None if the backend does not tell.
+        memory_busy_s: time of one run in which the busiest memory outside the processor moves bytes, or None.
     """
 
     op_type: str
@@ -39,14 +42,16 @@ class ExecutedKernel:
     layout: str
     latency_s: float
     energy_j: float | None = None
+    compute_busy_s: float | None = None
+    memory_busy_s: float | None = None
 
     @classmethod
     def from_dict(cls, k: Mapping[str, Any]) -> ExecutedKernel:
         """Inverse of ``asdict``. Raises KeyError, TypeError or ValueError on a malformed mapping."""
-        energy = k.get("energy_j")
+        told = (None if k.get(f) is None else float(k[f]) for f in ("energy_j", "compute_busy_s", "memory_busy_s"))
         return cls(
             str(k["op_type"]), tuple(int(n) for n in k["nodes"]), str(k["tensor"]), str(k["layout"]),
-            float(k["latency_s"]), None if energy is None else float(energy),
+            float(k["latency_s"]), *told,
         )  # fmt: skip
 
 
@@ -116,6 +121,22 @@ class Measurement:
     error: str = ""
     estimate: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def compute_utilisation(self) -> float | None:
+        """Share of the kernels' time in which the arithmetic units work, 0 to 1; None if the backend does not tell."""
+        return _utilisation(self.kernels, [k.compute_busy_s for k in self.kernels])
+
+    @property
+    def memory_utilisation(self) -> float | None:
+        """Share of the kernels' time in which the busiest memory outside the processor moves bytes, or None."""
+        return _utilisation(self.kernels, [k.memory_busy_s for k in self.kernels])
+
+
+def _utilisation(kernels: tuple[ExecutedKernel, ...], busy_s: list[float | None]) -> float | None:
+    told = [b for b in busy_s if b is not None]
+    total = sum(k.latency_s for k in kernels)
+    return min(sum(told) / total, 1.0) if total > 0 and len(told) == len(kernels) else None
 
 
 @dataclass(frozen=True, slots=True)
