@@ -150,7 +150,10 @@ class Value:
 
 
 class KernelPrediction(NamedTuple):
-    """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline."""
+    """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline.
+
+    The utilisations are shares of its time, 0 to 1, None where the target does not know them.
+    """
 
     name: str
     nodes: tuple[str, ...]
@@ -159,6 +162,8 @@ class KernelPrediction(NamedTuple):
     share: float
     bound: str
     source: str
+    compute_utilisation: float | None = None
+    memory_utilisation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,8 @@ class Prediction:
     parameters: int
     kernels: tuple[KernelPrediction, ...] = ()
     warnings: tuple[str, ...] = ()
+    compute_utilisation: Value | None = None
+    memory_utilisation: Value | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``foretell predict --format json``; documented in docs/json.md."""
