@@ -252,7 +252,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,
-        utilisation_=None if utilisation is None else Utilisation.restore(utilisation, closed_form(target)),
+        utilisation_=None if utilisation is None else Utilisation.restore(utilisation),
         conformal_=conformal,
         domain_=domain,
         unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),

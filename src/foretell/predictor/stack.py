@@ -36,7 +36,7 @@ from foretell.models.recalibration import CLASSES, Recalibration
 from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
-from foretell.models.utilisation import Utilisation, share_of
+from foretell.models.utilisation import Utilisation, shares
 from foretell.predictor.evaluate import Score, score
 from foretell.records import UTILISATIONS, KernelPrediction, Measurement, Prediction, Target, Value
 
@@ -126,7 +126,7 @@ class Predictor:
             tell("layer models", 0.25)
             self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
             own, own_s = self._fit_network(rows, kept, table, seconds, tell)
-            self._fit_utilisation(rows, table, own, own_s)
+            self._fit_utilisation(rows, table, seconds, own, own_s)
             tell("block models", 0.85)
             self.blocks_ = BlockModel.fit(rows, kept, are_networks(rows))
         tell("memory", 0.9)
@@ -215,21 +215,32 @@ class Predictor:
         self.conformal_["latency_s"] = Conformal.fit(left[real], scale[real])
         return own, out_of_fold["default"] * factor[own.graph]
 
-    def _fit_utilisation(self, rows: Sequence[Measurement], table: Table, own: Table, own_s: Array) -> None:
+    def _fit_utilisation(
+        self, rows: Sequence[Measurement], table: Table, seconds: Array, own: Table, own_s: Array
+    ) -> None:
         """Busy times, where the backend tells them; ``own`` and ``own_s`` as :meth:`_fit_network` returns them."""
         truth = _measured_utilisations(rows)
-        if self.of_energy or np.isfinite(truth).all(axis=1).sum() < _MIN_NETWORKS:
+        told = np.isfinite(truth[:, 0] + truth[:, 1])
+        if self.of_energy or told.sum() < _MIN_NETWORKS:
             return
-        busy = [(k.compute_busy_s or 0.0, k.memory_busy_s or 0.0) for m in rows for k in m.kernels]
+        busy = np.array([(k.compute_busy_s or 0.0, k.memory_busy_s or 0.0) for m in rows for k in m.kernels])
+
+        def fitted(networks: Array) -> Utilisation:
+            at = np.flatnonzero(networks[table.graph])
+            return Utilisation().fit(table.take(at), seconds[at], busy[at])
+
+        self.utilisation_ = fitted(told)
+        found = np.zeros_like(truth)
+        fold = np.arange(len(rows)) % _FOLDS
+        for k in range(_FOLDS):
+            part = fitted(told & (fold != k)).busy_s(own, own_s)
+            found[fold == k] = shares(own, own_s, part, len(rows))[fold == k]
         real = are_networks(rows)
-        self.utilisation_, found = Utilisation.fit(
-            table, np.array(busy), own, own_s, truth, np.arange(len(rows)) % _FOLDS, real, closed_form(self.target)
-        )
         self._fit_utilisation_intervals(found[real], truth[real])
 
     def _fit_utilisation_intervals(self, found: Array, truth: Array) -> None:
         """Widths from (networks, 2) of utilisations that were predicted and measured, NaN where they were not."""
-        at = np.isfinite(truth).all(axis=1)
+        at = np.isfinite(truth[:, 0] + truth[:, 1])
         for i, metric in enumerate(UTILISATIONS):
             left = np.log(np.maximum(truth[at, i], _LEAST_SHARE) / np.maximum(found[at, i], _LEAST_SHARE))
             if left.size:
@@ -303,7 +314,7 @@ class Predictor:
             ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
             self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
             if self.utilisation_ is not None:
-                found = share_of(out.table, out.kernel_s, self._busy_s(out, "default"))
+                found = shares(out.table, out.kernel_s, self._busy_s(out, "default"), len(real))
                 self._fit_utilisation_intervals(found, _measured_utilisations(real))
         if self.memory_ is not None:
             pairs = [
@@ -343,7 +354,9 @@ class Predictor:
         return (
             lowered
             if prior is None
-            else replace(lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features)
+            else replace(
+                lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features, busy_s=priced.busy_s
+            )
         )
 
     def as_run(self, graph: Graph) -> Graph:
@@ -400,7 +413,7 @@ class Predictor:
     def _busy_s(self, e: _Estimate, method: str) -> Array:
         """Busy seconds of arithmetic and of memory of each kernel, (kernels, 2)."""
         assert self.utilisation_ is not None
-        return self.utilisation_.busy_s(e.table, e.kernel_s, closed_form(self.target), method)
+        return self.utilisation_.busy_s(e.table, e.kernel_s, method)
 
     def _bounds(self, table: Table) -> list[str]:
         """What limits each kernel."""
@@ -496,12 +509,12 @@ class Predictor:
             kernels = _kernels(
                 graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
             )
-            shares: list[Value | None] = [None, None]
+            told: list[Value | None] = [None, None]
             if busy is not None and at and latency > 0:
                 each = busy[part] / np.maximum(e.kernel_s[part], 1e-12)[:, None]
                 kernels = tuple([k._replace(**dict(zip(UTILISATIONS, s, strict=True)))
                                  for k, s in zip(kernels, each.tolist(), strict=True)])  # fmt: skip
-                shares = [
+                told = [
                     self._share(metric, total, method)
                     for metric, total in zip(UTILISATIONS, (busy[part].sum(axis=0) / latency).tolist(), strict=True)
                 ]
@@ -545,8 +558,8 @@ class Predictor:
                     parameters=graph.parameters,
                     kernels=kernels,
                     warnings=tuple(warnings),
-                    compute_utilisation=shares[0],
-                    memory_utilisation=shares[1],
+                    compute_utilisation=told[0],
+                    memory_utilisation=told[1],
                 )
             )
         return out

@@ -12,7 +12,7 @@ from foretell.models.flydel import PROPERTIES, Flydel, Term, formula
 from foretell.models.recalibration import CLASSES
 from foretell.models.roofline import RefinedRoofline
 from foretell.models.timed_mapping import Verdict
-from foretell.models.utilisation import FLYDEL, Utilisation
+from foretell.models.utilisation import Utilisation
 from foretell.predictor.stack import Predictor
 from foretell.report.sheets import Shown
 from foretell.report.tables import Sheet
@@ -100,7 +100,7 @@ def _formulas(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
         sheets += _busy(predictor.target.name, busy, top)
         used |= {t.name for f in busy.flydels_.values() for terms in f.terms_.values() for t in terms}
         data["busy"] = {
-            r: {"used": busy.used_[r], "formulas": {g: _formula(t) for g, t in sorted(f.terms_.items())}}
+            r: {g: {**_formula(t), "used": g not in busy.formed_[r]} for g, t in sorted(f.terms_.items())}
             for r, f in busy.flydels_.items()
         }
     words = tuple((name, what) for name, what in PROPERTIES.items() if name in used and name != "one")
@@ -116,11 +116,14 @@ def _busy(target: str, busy: Utilisation, top: int) -> list[Sheet]:
     """Formulas of busy times, a table for each resource."""
     sheets = []
     for resource, flydel in busy.flydels_.items():
-        rows = [(g, str(len(t)), formula(t)) for g, t in sorted(flydel.terms_.items())]
+        formed = busy.formed_[resource]
+        rows = [
+            (g, str(len(t)), "closed form" if g in formed else "this", formula(t))
+            for g, t in sorted(flydel.terms_.items())
+        ]
         shown, notes = _cut(rows, top)
-        used = "these" if busy.used_[resource] == FLYDEL else "the closed form's, which are nearer"
-        head = f"{target}: us of a kernel in which {resource} is busy, at most what it takes; predictions use {used}"
-        sheets.append(Sheet(("layer type", "parameters", "us"), shown, head, notes, (1,)))
+        head = f"{target}: us of a kernel in which {resource} is busy, at most what it takes"
+        sheets.append(Sheet(("layer type", "parameters", "default takes", "us"), shown, head, notes, (1,)))
     return sheets
 
 

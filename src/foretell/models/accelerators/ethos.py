@@ -148,6 +148,7 @@ class Ethos:
         npu = self.npu
         edges = {*graph.inputs, *graph.outputs}
         rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
+        busy = np.zeros((len(lowered.kernels), 2))
         before = 0.0  # cycles of the kernel before, in which weights of this one can be fetched
         for i, (kernel, kind) in enumerate(zip(lowered.kernels, lowered.kinds, strict=True)):
             reads_edge = any(t in edges for t in lowered.reads[i])
@@ -162,6 +163,7 @@ class Ethos:
                 plain = max(c.npu, c.slow, c.fast)
                 staged = max(c.npu, c.slow_staged, c.fast_staged, c.transfer - before)
                 total += min(plain, staged)
+                busy[i] += c.npu, max(c.slow, c.fast) if plain < staged else max(c.slow_staged, c.fast_staged)
                 before = c.npu
             main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
             total = max(total, 1.0)
@@ -170,7 +172,7 @@ class Ethos:
                 math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
                 len(costs) + 10 * reads_edge + 20 * writes_edge,
             )  # fmt: skip
-        return Priced(rows[:, 0], None, rows[:, 1:])
+        return Priced(rows[:, 0], None, rows[:, 1:], busy / npu.clock_hz)
 
     def bounds(self, features: Array) -> Bounds:
         return bounds_of(features, self.npu.clock_hz)
