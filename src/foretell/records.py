@@ -134,9 +134,10 @@ class Measurement:
 
 
 def _utilisation(kernels: tuple[ExecutedKernel, ...], busy_s: list[float | None]) -> float | None:
-    told = [b for b in busy_s if b is not None]
+    # No kernel is busy for longer than it takes, though a tool may say so (ZigZag of products bound by their weights).
+    told = [min(b, k.latency_s) for b, k in zip(busy_s, kernels, strict=True) if b is not None]
     total = sum(k.latency_s for k in kernels)
-    return min(sum(told) / total, 1.0) if total > 0 and len(told) == len(kernels) else None
+    return sum(told) / total if total > 0 and len(told) == len(kernels) else None
 
 
 @dataclass(frozen=True, slots=True)

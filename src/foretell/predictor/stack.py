@@ -224,6 +224,7 @@ class Predictor:
         if self.of_energy or told.sum() < _MIN_NETWORKS:
             return
         busy = np.array([(k.compute_busy_s or 0.0, k.memory_busy_s or 0.0) for m in rows for k in m.kernels])
+        busy = np.minimum(busy, seconds[:, None])
 
         def fitted(networks: Array) -> Utilisation:
             at = np.flatnonzero(networks[table.graph])
