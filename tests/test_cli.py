@@ -64,10 +64,13 @@ def test_predict_json_is_the_documented_object():
     data = json.loads(run("predict", "zoo:mobilenetv2_100", "--format", "json").stdout)
     assert list(data) == [
         "model", "target", "latency_s", "energy_j", "peak_memory_bytes", "coverage", "macs", "parameters", "kernels", "warnings",
+        "compute_utilisation", "memory_utilisation",
     ]  # fmt: skip
     assert list(data["latency_s"]) == ["value", "low", "high", "level"]
     assert data["energy_j"] is None
-    assert list(data["kernels"][0]) == ["name", "nodes", "op_types", "latency_s", "share", "bound", "source"]
+    assert list(data["kernels"][0]) == [
+        "name", "nodes", "op_types", "latency_s", "share", "bound", "source", "compute_utilisation", "memory_utilisation",
+    ]  # fmt: skip
     assert data["macs"] == pytest.approx(300.8e6, rel=0.001)
 
 

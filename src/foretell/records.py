@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 METRICS = ("latency_s", "energy_j", "peak_memory_bytes")
+UTILISATIONS = ("compute_utilisation", "memory_utilisation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class ExecutedKernel:
         layout: memory layout of what it writes, ``""`` for the graph's own (``nchwc`` for a blocked one).
         latency_s: time of one run as the backend's profile tells it.
         energy_j: energy of one run, None if the backend does not tell.
+        compute_busy_s: time of one run in which its arithmetic units work, None if the backend does not tell.
+        memory_busy_s: time of one run in which the busiest memory outside the processor moves bytes, or None.
     """
 
     op_type: str
@@ -39,14 +42,16 @@ class ExecutedKernel:
     layout: str
     latency_s: float
     energy_j: float | None = None
+    compute_busy_s: float | None = None
+    memory_busy_s: float | None = None
 
     @classmethod
     def from_dict(cls, k: Mapping[str, Any]) -> ExecutedKernel:
         """Inverse of ``asdict``. Raises KeyError, TypeError or ValueError on a malformed mapping."""
-        energy = k.get("energy_j")
+        told = (None if k.get(f) is None else float(k[f]) for f in ("energy_j", "compute_busy_s", "memory_busy_s"))
         return cls(
             str(k["op_type"]), tuple(int(n) for n in k["nodes"]), str(k["tensor"]), str(k["layout"]),
-            float(k["latency_s"]), None if energy is None else float(energy),
+            float(k["latency_s"]), *told,
         )  # fmt: skip
 
 
@@ -117,6 +122,23 @@ class Measurement:
     estimate: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def compute_utilisation(self) -> float | None:
+        """Share of the kernels' time in which the arithmetic units work, 0 to 1; None if the backend does not tell."""
+        return _utilisation(self.kernels, [k.compute_busy_s for k in self.kernels])
+
+    @property
+    def memory_utilisation(self) -> float | None:
+        """Share of the kernels' time in which the busiest memory outside the processor moves bytes, or None."""
+        return _utilisation(self.kernels, [k.memory_busy_s for k in self.kernels])
+
+
+def _utilisation(kernels: tuple[ExecutedKernel, ...], busy_s: list[float | None]) -> float | None:
+    # No kernel is busy for longer than it takes, though a tool may say so (ZigZag of products bound by their weights).
+    told = [min(b, k.latency_s) for b, k in zip(busy_s, kernels, strict=True) if b is not None]
+    total = sum(k.latency_s for k in kernels)
+    return sum(told) / total if total > 0 and len(told) == len(kernels) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -129,7 +151,10 @@ class Value:
 
 
 class KernelPrediction(NamedTuple):
-    """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline."""
+    """One kernel of a prediction. ``bound`` is compute, memory or overhead; ``source`` fitted or roofline.
+
+    The utilisations are shares of its time, 0 to 1, None where the target does not know them.
+    """
 
     name: str
     nodes: tuple[str, ...]
@@ -138,6 +163,8 @@ class KernelPrediction(NamedTuple):
     share: float
     bound: str
     source: str
+    compute_utilisation: float | None = None
+    memory_utilisation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +181,8 @@ class Prediction:
     parameters: int
     kernels: tuple[KernelPrediction, ...] = ()
     warnings: tuple[str, ...] = ()
+    compute_utilisation: Value | None = None
+    memory_utilisation: Value | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``foretell predict --format json``; documented in docs/json.md."""

@@ -40,6 +40,7 @@ class Config:
         slow_mode: share of processes that run twice as slow.
         crash, hang, leak, refuse, garble: a model whose name contains this text crashes, hangs, eats memory, is
             refused, or is answered with something that is no answer.
+        busy: whether it tells how long arithmetic and memory are busy.
         sleep_s: wall-clock time that a request takes.
         replay: a store's file; a model's recorded measurement is played back instead.
     """
@@ -58,6 +59,7 @@ class Config:
     leak: str = ""
     refuse: str = ""
     garble: str = ""
+    busy: bool = False
     sleep_s: float = 0.0
     replay: str = ""
 
@@ -145,8 +147,11 @@ def execute(graph: Graph, config: Config) -> tuple[ExecutedKernel, ...]:
             compute *= (1 - alpha) + alpha / efficiency
         inner = sum(graph.tensors[graph.nodes[i].inputs[0]].nbytes for i in nodes[1:])  # never leaves the kernel
         moved = float(sum(c.read_bytes[i] + c.weight_bytes[i] for i in nodes) - inner + c.write_bytes[nodes[-1]])
-        seconds = max(compute, moved / config.bytes_s) + config.overhead_s
-        kernels.append(ExecutedKernel(node.op_type, tuple(nodes), graph.nodes[nodes[-1]].outputs[0], "", seconds))
+        memory = moved / config.bytes_s
+        seconds = max(compute, memory) + config.overhead_s
+        busy = (compute, memory) if config.busy else (None, None)
+        output = graph.nodes[nodes[-1]].outputs[0]
+        kernels.append(ExecutedKernel(node.op_type, tuple(nodes), output, "", seconds, None, *busy))
     return tuple(kernels)
 
 

@@ -232,7 +232,8 @@ def _checked(data: Any, nodes: int, name: str) -> Run:
     try:
         run = Run.from_dict(data)
         covered = [n for k in run.kernels for n in k.nodes]
-        times = [*run.samples_s, *(k.latency_s for k in run.kernels)]
+        busy = [b for k in run.kernels for b in (k.compute_busy_s, k.memory_busy_s) if b is not None]
+        times = [*run.samples_s, *(k.latency_s for k in run.kernels), *busy]
         good = (
             len(run.samples_s) > 0
             and all(math.isfinite(t) and t >= 0 for t in times)

@@ -41,12 +41,14 @@ def fused_into(ops: Sequence[Operator], seconds: Sequence[float | None]) -> list
 
 
 def kernels_of(
-    graph: Graph, ops: Sequence[Operator], groups: Sequence[tuple[Sequence[int], float]], labels: Sequence[str] = ()
-) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:
+    graph: Graph, ops: Sequence[Operator], groups: Sequence[tuple[Sequence[int], float]], labels: Sequence[str] = (),
+    busy_s: Sequence[tuple[float, float]] = (),
+) -> tuple[tuple[ExecutedKernel, ...], tuple[int, ...]]:  # fmt: skip
     """(kernels, eliminated nodes). A node of several operators is counted to the last of them.
 
     ``labels`` names the groups; by default a kernel is called like its main node. What a runtime calls it (its
     algorithm) depends on shapes that the kernel's features hold anyway, and a label must follow from the graph.
+    ``busy_s`` are the groups' busy times of arithmetic and of memory, where the backend tells them.
     """
     owner: dict[int, int] = {}
     for g in reversed(range(len(groups))):  # by order, not by time: a run must name the kernels as the last one did
@@ -56,21 +58,22 @@ def kernels_of(
     nodes: dict[int, list[int]] = {}
     for n, g in owner.items():
         nodes.setdefault(g, []).append(n)
-    spare: dict[int, float] = {}  # time of groups whose nodes all went to a later group
-    for g, (members, seconds) in enumerate(groups):
+    parts: dict[int, list[int]] = {g: [g] for g in nodes}  # with the groups whose nodes all went to a later group
+    for g, (members, _) in enumerate(groups):
         if g not in nodes:
             host = next((owner[n] for i in members for n in ops[i].nodes if n in owner), None)
             if host is not None:
-                spare[host] = spare.get(host, 0.0) + seconds
+                parts[host].append(g)
     kernels = []
     for g, covered in sorted(nodes.items(), key=lambda kv: max(kv[1])):
-        members, seconds = groups[g]
         # Of equals the first: a sum with its activation is a sum, while the activation alone may be another kernel.
         cost = {n: graph.kinds[n] for n in covered}
         main = max(covered, key=lambda n: (cost[n].macs, cost[n].work + cost[n].write_bytes, -n))
         label = labels[g] if labels else graph.nodes[main].op_type
         last = graph.nodes[max(covered)]
         tensor = last.outputs[0] if last.outputs else ""
-        kernels.append(ExecutedKernel(label, tuple(sorted(covered)), tensor, "", seconds + spare.get(g, 0.0)))
+        seconds = sum(groups[p][1] for p in parts[g])
+        busy = (sum(busy_s[p][r] for p in parts[g]) for r in (0, 1)) if busy_s else (None, None)
+        kernels.append(ExecutedKernel(label, tuple(sorted(covered)), tensor, "", seconds, None, *busy))
     eliminated = set(range(len(graph.nodes))) - set(owner) - graph.constant_nodes
     return tuple(kernels), tuple(sorted(eliminated))

@@ -5,6 +5,10 @@ It runs in this process (https://pypi.org/project/ethos-u-vela/), which the camp
 change its columns, and none of that may become a figure.
 
 A layer that Vela leaves to the CPU has no price, so that a network with one is refused, by name.
+
+Of each layer Vela tells the cycles of the NPU and those in which each memory moves bytes; the layer takes as long as
+the longest of them. So the NPU is busy for its own cycles (waiting for weights included, as Vela counts them, and
+padded multipliers, too), and the memory that is busiest in a layer for that one's.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
@@ -35,7 +40,8 @@ SYSTEMS = {
 }
 SIZES = {"ethos-u55": (32, 64, 128, 256), "ethos-u65": (256, 512), "ethos-u85": (128, 256, 512, 1024, 2048)}
 _NAME = re.compile(r"(ethos-u\d\d)-(\d+)(?:@(\w+)@(\w+))?")
-_COLUMNS = ("Target", "Op Cycles", "Name")
+_MEMORIES = ("SRAM AC", "DRAM AC", "OnFlash AC", "OffFlash AC")
+_COLUMNS = ("Target", "Op Cycles", "NPU", *_MEMORIES, "Name")
 _SUMMARY = ("inference_time", "cycles_total", "core_clock", "sram_memory_used", "cycles_npu")
 
 
@@ -115,10 +121,29 @@ class Backend:
         if not options.profile:
             return Run((seconds,), environment=environment)
         cycles = _by_operator(layers, file.ops, name)
-        seconds_of = [cycles[op.output] / clock if op.output in cycles else None for op in file.ops]
-        kernels, eliminated = kernels_of(graph, file.ops, fused_into(file.ops, seconds_of))
+        groups = fused_into(file.ops, [cycles[o].total / clock if o in cycles else None for o in names])
+        busy = [cycles.get(names[found[0]], Cycles()) for found, _ in groups]
+        kernels, eliminated = kernels_of(
+            graph, file.ops, groups, busy_s=[(c.npu / clock, c.memory / clock) for c in busy]
+        )
         peak = int(_number(summary[0], "sram_memory_used") * 1024)
         return Run((seconds,), kernels, peak or None, eliminated, environment)
+
+
+class Cycles(NamedTuple):
+    """Of layers: all, those of the NPU, and those of the memory that is busiest in each layer."""
+
+    total: float = 0.0
+    npu: float = 0.0
+    memory: float = 0.0
+
+    def plus(self, other: Cycles) -> Cycles:
+        """Of both, one after the other."""
+        return Cycles(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def _cycles(row: dict[str, str]) -> Cycles:
+    return Cycles(_number(row, "Op Cycles"), _number(row, "NPU"), max(_number(row, m) for m in _MEMORIES))
 
 
 # Operators that Vela splits into parts named after what they read: ``t3_softmax_7``, ``t3/Transpose``, ``t3_32bit/Mul``.
@@ -126,7 +151,7 @@ _NAMED_BY_INPUT = {"Softmax": "SOFTMAX", "BatchMatMul": "BATCH_MATMUL", "Squared
 _SUFFIX = re.compile(r"[_/][^_/]*$")
 
 
-def _by_operator(layers: list[dict[str, str]], ops: Sequence[Operator], name: str) -> dict[str, float]:
+def _by_operator(layers: list[dict[str, str]], ops: Sequence[Operator], name: str) -> dict[str, Cycles]:
     """Cycles by what an operator of the file writes.
 
     Vela splits operators: a part is called like the whole with a suffix, or has a number of its own and comes before
@@ -140,24 +165,24 @@ def _by_operator(layers: list[dict[str, str]], ops: Sequence[Operator], name: st
         for t in op.inputs:
             if t in written:
                 readers.setdefault((written[t], op.name), op.output)
-    cycles: dict[str, float] = {}
-    waiting = 0.0
+    cycles: dict[str, Cycles] = {}
+    waiting = none = Cycles()
     last = ""
     for row in layers:
-        own, cost = row["Name"], _number(row, "Op Cycles")
+        own, cost = row["Name"], _cycles(row)
         while own not in outputs and _SUFFIX.search(own):
             own = _SUFFIX.sub("", own)
         reader = readers.get((own, _NAMED_BY_INPUT.get(_original(row), ""))) if own != row["Name"] else None
         if reader is not None:
-            cycles[reader] = cycles.get(reader, 0.0) + cost
+            cycles[reader] = cycles.get(reader, none).plus(cost)
         elif own in outputs:
-            cycles[own] = cycles.get(own, 0.0) + waiting + cost
-            waiting, last = 0.0, own
+            cycles[own] = cycles.get(own, none).plus(waiting).plus(cost)
+            waiting, last = none, own
         else:
-            waiting += cost
+            waiting = waiting.plus(cost)
     if not last:
         raise MeasurementError("vela names no layer of the file", where=name)
-    cycles[last] += waiting
+    cycles[last] = cycles[last].plus(waiting)
     return cycles
 
 

@@ -5,6 +5,9 @@ ZigZag searches a mapping for each layer by itself, and a network is the sum of 
 that each layer is searched once and kept in a cache on disk, by its shape.
 
 It prices convolutions and matrix products; all other nodes cost nothing there, and count as eliminated.
+
+The array is busy for the cycles of its temporal loops, multipliers that the spatial mapping leaves idle included, and
+the outer memory for one cycle a word that it reads or writes; loading, stalls and draining make up the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sqlite3
 import tempfile
 from importlib import util
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
@@ -36,6 +40,16 @@ _LPF_LIMIT = 4  # loop prime factors that the search permutes: a quarter of the 
 _PRICED = frozenset(("Conv", "Gemm", "MatMul"))
 # Accelerators whose mapping file has another name; those without one get ZigZag's default mapping.
 _MAPPING = {"meta_prototype": "meta_prototype_like"}
+
+
+class Price(NamedTuple):
+    """What a layer costs: joules, cycles of all, of the array and of the outer memory. A price that was kept before
+    busy times were told lacks the last two."""
+
+    energy_j: float
+    cycles: float
+    compute: float | None = None
+    memory: float | None = None
 
 
 class Backend:
@@ -74,9 +88,11 @@ class Backend:
             for i, kind in enumerate(graph.kinds):
                 if i in graph.constant_nodes or not priced(kind):
                     continue
-                energy_j, cycles = cache.price(kind, name)
+                p = cache.price(kind, name)
                 node = graph.nodes[i]
-                kernels.append(ExecutedKernel(node.op_type, (i,), node.outputs[0], "", cycles / CLOCK_HZ, energy_j))
+                busy = (None if c is None else c / CLOCK_HZ for c in (p.compute, p.memory))
+                seconds = p.cycles / CLOCK_HZ
+                kernels.append(ExecutedKernel(node.op_type, (i,), node.outputs[0], "", seconds, p.energy_j, *busy))
         if not kernels:
             raise MeasurementError("no layer that ZigZag prices", where=name)
         covered = {n for k in kernels for n in k.nodes}
@@ -142,6 +158,10 @@ class _Cache:
                 "CREATE TABLE IF NOT EXISTS layers (accelerator TEXT, version TEXT, layer TEXT, energy_j REAL, cycles REAL, "
                 "PRIMARY KEY (accelerator, version, layer))"
             )
+            self.db.execute(  # a table of its own: caches that were written without it stay good
+                "CREATE TABLE IF NOT EXISTS busy (accelerator TEXT, version TEXT, layer TEXT, compute REAL, memory REAL, "
+                "PRIMARY KEY (accelerator, version, layer))"
+            )
         except (OSError, sqlite3.Error) as e:
             raise MeasurementError(
                 f"the cache cannot be used ({e})", where=str(path), try_=f"another {CACHE}"
@@ -150,27 +170,29 @@ class _Cache:
     def close(self) -> None:
         self.db.close()
 
-    def price(self, kind: NodeKind, where: str) -> tuple[float, float]:
-        """(joules, cycles) of a layer."""
+    def price(self, kind: NodeKind, where: str) -> Price:
+        """The price of a layer, searched for if it is not here."""
         graph = _layer_graph(kind)
         node = graph.nodes[0]
         layer = json.dumps(
             [node.op_type, [list(t.shape) for t in graph.tensors.values()], sorted(node.attrs.items()), _LPF_LIMIT]
         )
         row = self.db.execute(
-            "SELECT energy_j, cycles FROM layers WHERE accelerator = ? AND version = ? AND layer = ?",
+            "SELECT energy_j, cycles, compute, memory FROM layers LEFT JOIN busy USING (accelerator, version, layer) "
+            "WHERE accelerator = ? AND version = ? AND layer = ?",
             (self.accelerator, self.version, layer),
         ).fetchone()
-        if row is None:
-            row = _search(graph, self.accelerator, where)
-            with self.db:
-                self.db.execute(
-                    "INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)", (self.accelerator, self.version, layer, *row)
-                )
-        return float(row[0]), float(row[1])
+        if row is not None:
+            return Price(*row)
+        found = _search(graph, self.accelerator, where)
+        key = (self.accelerator, self.version, layer)
+        with self.db:
+            self.db.execute("INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)", (*key, *found[:2]))
+            self.db.execute("INSERT OR IGNORE INTO busy VALUES (?, ?, ?, ?, ?)", (*key, *found[2:]))
+        return found
 
 
-def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
+def _search(graph: Graph, accelerator: str, where: str) -> Price:
     """Run ZigZag on one layer."""
     logging.disable(logging.CRITICAL)
     try:
@@ -199,8 +221,17 @@ def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
             raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
     try:
         energy_pj, cycles = float(answer[0]), float(answer[1])
-    except (TypeError, ValueError, IndexError):
+        evaluations: Any = answer[2]
+        compute, memory = _busy(evaluations[0][0])
+    except (TypeError, ValueError, IndexError, AttributeError):
         raise MeasurementError("zigzag's answer is not (energy, cycles, ...): another version?", where=where) from None
-    if not (math.isfinite(energy_pj) and math.isfinite(cycles)) or energy_pj <= 0 or cycles <= 0:
+    if not all(map(math.isfinite, (energy_pj, cycles, compute, memory))) or energy_pj <= 0 or cycles <= 0:
         raise MeasurementError(f"zigzag's figures are {energy_pj} pJ, {cycles} cycles", where=where)
-    return energy_pj * 1e-12, cycles
+    return Price(energy_pj * 1e-12, cycles, compute, memory)
+
+
+def _busy(evaluation: Any) -> tuple[float, float]:
+    """Busy cycles of the array and of the outer memory, whose one port reads and writes a word a cycle."""
+    outer = [levels[-1] for levels in evaluation.memory_word_access.values()]
+    words = sum(n for accesses in outer for n in accesses.data.values())
+    return float(evaluation.ideal_temporal_cycle), float(words)

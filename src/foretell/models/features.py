@@ -101,6 +101,7 @@ class Lowered:
     total_macs: int = 0  # nominal, of the whole graph
     prior: Array | None = None  # what a closed form says of each kernel, (kernels,), and its features
     extra: Array | None = None
+    busy_s: Array | None = None  # seconds in which arithmetic and memory are busy, (kernels, 2)
 
 
 def group_of(kernel: Kernel, row: Array) -> str:

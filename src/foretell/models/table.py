@@ -28,6 +28,7 @@ class Table:
         graph: (kernels,) index of the graph that each kernel belongs to.
         prior: (kernels,) what a closed form says of them, None where the target has none.
         extra: (kernels, WIDTH) features of the closed form.
+        busy_s: (kernels, 2), seconds in which arithmetic and memory are busy, as the closed form says.
     """
 
     rows: Array
@@ -38,6 +39,7 @@ class Table:
     graph: Array
     prior: Array | None = None
     extra: Array | None = None
+    busy_s: Array | None = None
 
     @property
     def size(self) -> int:
@@ -54,6 +56,7 @@ class Table:
             self.rows[index], self.macs[index], self.work[index], self.traffic[index],
             tuple(self.groups[int(i)] for i in index), self.graph[index],
             None if self.prior is None else self.prior[index], None if self.extra is None else self.extra[index],
+            None if self.busy_s is None else self.busy_s[index],
         )  # fmt: skip
 
 
@@ -69,6 +72,7 @@ def stack(lowered: Sequence[Lowered]) -> Table:
         graph=np.repeat(np.arange(len(lowered)), [len(low.kernels) for low in lowered]),
         prior=_joined([low.prior for low in lowered]),
         extra=_joined([low.extra for low in lowered]),
+        busy_s=_joined([low.busy_s for low in lowered]),
     )
 
 

@@ -16,7 +16,7 @@ from foretell.graph.ir import Graph
 from foretell.models.network import Conformal
 from foretell.predictor.evaluate import TRANSFORMERS, family_of, folds, score
 from foretell.predictor.stack import Predictor, as_energy
-from foretell.records import Measurement
+from foretell.records import UTILISATIONS, Measurement
 
 Array = np.ndarray[Any, Any]
 
@@ -93,6 +93,15 @@ def judge(
         for i, bounds_of in zip(told.tolist(), found, strict=True):
             widths[i] = bounds_of
         add("peak_memory_bytes", "default", values, peaks, widths)
+    if predictor.utilisation_ is not None:
+        busy = {m: predictor.predict_many(kept, m) for m in ("default", "flydel")}
+        for metric in UTILISATIONS:
+            shares = np.array([np.nan if (u := getattr(m, metric)) is None else u for m in rows], float)
+            for method, predictions in busy.items():
+                told_by = [getattr(p, metric) for p in predictions]
+                values = np.array([np.nan if v is None else v.value for v in told_by])
+                bad = np.isnan(values) | ~(shares > 0)  # nothing is relative to nothing
+                add(metric, method, values, np.where(bad, np.nan, shares), None)
     if predictor.energy_ is not None and all(m.energy_j for m in rows):
         paid = [as_energy(m) for m in rows]
         given = [as_energy(m) for m in train if m.verdict == "ok" and m.energy_j]

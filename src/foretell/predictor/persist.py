@@ -30,8 +30,9 @@ from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel
 from foretell.models.recalibration import Recalibration
+from foretell.models.utilisation import Utilisation
 from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
-from foretell.records import Target
+from foretell.records import UTILISATIONS, Target
 
 FORMAT = "foretell-predictor/1"
 MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
@@ -108,6 +109,8 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "unit": predictor.unit_.to_dict() if predictor.unit_ is not None else None,
         "card": predictor.card,
     }
+    if predictor.utilisation_ is not None:
+        manifest["utilisation"] = predictor.utilisation_.state()
     return manifest, arrays
 
 
@@ -233,6 +236,9 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
             raise PredictorError("holds another predictor for energy", where="energy")
         part = {k.removeprefix(_ENERGY): v for k, v in arrays.items() if k.startswith(_ENERGY)}
         energy = _restore(manifest["energy"], part, nested=True)
+    utilisation = manifest.get("utilisation")  # only where the backend tells busy times
+    if utilisation is None and set(conformal) & set(UTILISATIONS):
+        raise PredictorError("is missing", where="utilisation")
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -246,6 +252,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,
+        utilisation_=None if utilisation is None else Utilisation.restore(utilisation),
         conformal_=conformal,
         domain_=domain,
         unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),

@@ -36,8 +36,9 @@ from foretell.models.recalibration import CLASSES, Recalibration
 from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
+from foretell.models.utilisation import Utilisation, shares
 from foretell.predictor.evaluate import Score, score
-from foretell.records import KernelPrediction, Measurement, Prediction, Target, Value
+from foretell.records import UTILISATIONS, KernelPrediction, Measurement, Prediction, Target, Value
 
 Array = np.ndarray[Any, Any]
 LAYER_MODELS: Mapping[str, type[LayerModel]] = {
@@ -52,6 +53,7 @@ _FOLDS = 4
 _TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 10.0)
 _MIN_NETWORKS = 8
 _WORST_MEMORY = 0.15  # mean |log error| on its own training networks
+_LEAST_SHARE = 1e-3  # utilisations below count as this in intervals
 _TICK_J = 0.01  # what stands for a second when energies are learned: a layer is then of the size that times are
 _UNSEEN = 0.7  # doubt, in log units, of a kernel unlike all that was measured
 _MARGIN = 0.7  # log units beyond what was seen: a factor of two
@@ -69,6 +71,7 @@ class Predictor:
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
     blocks_: BlockModel | None = None
     memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
+    utilisation_: Utilisation | None = None  # busy times, where the backend tells them
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
     conformal_: dict[str, Conformal] = field(default_factory=dict)
@@ -122,7 +125,8 @@ class Predictor:
             self._fit_domain(table)
             tell("layer models", 0.25)
             self.layers_ = {name: make().fit(table, seconds) for name, make in LAYER_MODELS.items()}
-            self._fit_network(rows, kept, table, seconds, tell)
+            own, own_s = self._fit_network(rows, kept, table, seconds, tell)
+            self._fit_utilisation(rows, table, seconds, own, own_s)
             tell("block models", 0.85)
             self.blocks_ = BlockModel.fit(rows, kept, are_networks(rows))
         tell("memory", 0.9)
@@ -160,8 +164,9 @@ class Predictor:
 
     def _fit_network(
         self, rows: Sequence[Measurement], graphs: Sequence[Graph], table: Table, seconds: Array, tell: Report
-    ) -> None:
-        """Blend and network terms, from kernels predicted out of fold on the *predicted* mapping."""
+    ) -> tuple[Table, Array]:
+        """Blend and network terms, from kernels predicted out of fold on the *predicted* mapping; returns these kernels
+        and their seconds."""
         lowered = [self.lower(g) for g in graphs]
         own = stack(lowered)
         fold_of = np.arange(len(rows)) % _FOLDS
@@ -204,9 +209,43 @@ class Predictor:
             helps = name == "default" and best < worth * float(np.abs(ratio[real]).mean())
             self.networks_[name] = NetworkModel.fit(features[real], ratio[real]) if helps else NetworkModel.identity()
         features, total = self._network_inputs(own, lowered, out_of_fold["default"], len(rows))
-        left = np.log(measured / (total * self.networks_["default"].factor(features)))
+        factor = self.networks_["default"].factor(features)
+        left = np.log(measured / (total * factor))
         scale = scale_of(self._coverage(own, lowered, out_of_fold["default"]))
         self.conformal_["latency_s"] = Conformal.fit(left[real], scale[real])
+        return own, out_of_fold["default"] * factor[own.graph]
+
+    def _fit_utilisation(
+        self, rows: Sequence[Measurement], table: Table, seconds: Array, own: Table, own_s: Array
+    ) -> None:
+        """Busy times, where the backend tells them; ``own`` and ``own_s`` as :meth:`_fit_network` returns them."""
+        truth = _measured_utilisations(rows)
+        told = np.isfinite(truth[:, 0] + truth[:, 1])
+        if self.of_energy or told.sum() < _MIN_NETWORKS:
+            return
+        busy = np.array([(k.compute_busy_s or 0.0, k.memory_busy_s or 0.0) for m in rows for k in m.kernels])
+        busy = np.minimum(busy, seconds[:, None])
+
+        def fitted(networks: Array) -> Utilisation:
+            at = np.flatnonzero(networks[table.graph])
+            return Utilisation().fit(table.take(at), seconds[at], busy[at])
+
+        self.utilisation_ = fitted(told)
+        found = np.zeros_like(truth)
+        fold = np.arange(len(rows)) % _FOLDS
+        for k in range(_FOLDS):
+            part = fitted(told & (fold != k)).busy_s(own, own_s)
+            found[fold == k] = shares(own, own_s, part, len(rows))[fold == k]
+        real = are_networks(rows)
+        self._fit_utilisation_intervals(found[real], truth[real])
+
+    def _fit_utilisation_intervals(self, found: Array, truth: Array) -> None:
+        """Widths from (networks, 2) of utilisations that were predicted and measured, NaN where they were not."""
+        at = np.isfinite(truth[:, 0] + truth[:, 1])
+        for i, metric in enumerate(UTILISATIONS):
+            left = np.log(np.maximum(truth[at, i], _LEAST_SHARE) / np.maximum(found[at, i], _LEAST_SHARE))
+            if left.size:
+                self.conformal_[metric] = Conformal.fit(left, np.ones(left.size))
 
     def _trust(self, own: Table, held_out: Array, measured: Array) -> Array:
         """Choose how far the closed form is believed, by the error of networks that the trees have not seen; returns
@@ -275,6 +314,9 @@ class Predictor:
             out = self._estimate(kept, "default")
             ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
             self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
+            if self.utilisation_ is not None:
+                found = shares(out.table, out.kernel_s, self._busy_s(out, "default"), len(real))
+                self._fit_utilisation_intervals(found, _measured_utilisations(real))
         if self.memory_ is not None:
             pairs = [
                 (m.peak_memory_bytes, guess)
@@ -313,7 +355,9 @@ class Predictor:
         return (
             lowered
             if prior is None
-            else replace(lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features)
+            else replace(
+                lowered, prior=prior / _TICK_J if self.of_energy else prior, extra=priced.features, busy_s=priced.busy_s
+            )
         )
 
     def as_run(self, graph: Graph) -> Graph:
@@ -366,6 +410,11 @@ class Predictor:
             kernel_s = self.unit_.apply(kernel_s, self._bounds(table))
             total = np.bincount(table.graph, weights=kernel_s, minlength=len(graphs))
         return _Estimate(lowered, table, kernel_s, total, coverage)
+
+    def _busy_s(self, e: _Estimate, method: str) -> Array:
+        """Busy seconds of arithmetic and of memory of each kernel, (kernels, 2)."""
+        assert self.utilisation_ is not None
+        return self.utilisation_.busy_s(e.table, e.kernel_s, method)
 
     def _bounds(self, table: Table) -> list[str]:
         """What limits each kernel."""
@@ -452,6 +501,7 @@ class Predictor:
         energies: list[Value | None] = [None] * len(graphs)
         if self.energy_ is not None:
             energies = [_joules(p.latency_s) for p in self.energy_.predict_many(graphs, method)]
+        busy = None if self.utilisation_ is None else self._busy_s(e, method)
         out = []
         for i, graph in enumerate(graphs):
             at = range(int(starts[i]), int(starts[i + 1]))
@@ -460,6 +510,15 @@ class Predictor:
             kernels = _kernels(
                 graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
             )
+            told: list[Value | None] = [None, None]
+            if busy is not None and at and latency > 0:
+                each = busy[part] / np.maximum(e.kernel_s[part], 1e-12)[:, None]
+                kernels = tuple([k._replace(**dict(zip(UTILISATIONS, s, strict=True)))
+                                 for k, s in zip(kernels, each.tolist(), strict=True)])  # fmt: skip
+                told = [
+                    self._share(metric, total, method)
+                    for metric, total in zip(UTILISATIONS, (busy[part].sum(axis=0) / latency).tolist(), strict=True)
+                ]
             warnings = list(graph.warnings)
             if method != "default":
                 warnings.append(f"the interval of method {method} is not calibrated: a factor of two")
@@ -500,9 +559,16 @@ class Predictor:
                     parameters=graph.parameters,
                     kernels=kernels,
                     warnings=tuple(warnings),
+                    compute_utilisation=told[0],
+                    memory_utilisation=told[1],
                 )
             )
         return out
+
+    def _share(self, metric: str, value: float, method: str) -> Value:
+        """A figure between 0 and 1 with its interval."""
+        told = self._value(metric, min(value, 1.0), 1.0, method)
+        return replace(told, high=min(told.high, 1.0))
 
     def _memory(self, graph: Graph, lowered: Lowered, method: str = "default") -> Value | None:
         if method == "block" and self.blocks_ is not None:
@@ -560,6 +626,12 @@ def are_networks(rows: Sequence[Measurement]) -> Array:
     """Which rows are of networks rather than of micro-kernels, (rows,) of bool; all, if none is."""
     real = np.array([m.name.split("-")[0] not in MICRO for m in rows], bool)
     return real if real.any() else ~real
+
+
+def _measured_utilisations(rows: Sequence[Measurement]) -> Array:
+    """(rows, 2), NaN where the backend does not tell."""
+    out: Array = np.array([[getattr(m, u) for u in UTILISATIONS] for m in rows], float).reshape(-1, 2)
+    return out
 
 
 def as_energy(m: Measurement) -> Measurement:

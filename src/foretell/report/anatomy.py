@@ -9,10 +9,11 @@ from typing import Any
 from foretell import units
 from foretell.errors import UsageError
 from foretell.models.alignment import Staircase
-from foretell.models.flydel import PROPERTIES, Flydel, formula
+from foretell.models.flydel import PROPERTIES, Flydel, Term, formula
 from foretell.models.recalibration import CLASSES
 from foretell.models.roofline import RefinedRoofline
 from foretell.models.timed_mapping import Verdict
+from foretell.models.utilisation import Utilisation
 from foretell.predictor.stack import Predictor
 from foretell.report.sheets import Shown
 from foretell.report.tables import Sheet
@@ -111,20 +112,39 @@ def _formulas(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
     rows = [(g, str(len(t)), formula(t)) for g, t in sorted(flydel.terms_.items())]
     shown, notes = _cut(rows, top)
     used = {t.name for terms in flydel.terms_.values() for t in terms}
-    words = tuple((name, what) for name, what in PROPERTIES.items() if name in used and name != "one")
     head = f"{predictor.target.name}: {unit} of a kernel by layer type (method flydel)"
-    data = {
-        "formulas": {
-            g: {"text_us": formula(t), "terms_s": {x.name: x.seconds for x in t}}
+    data: dict[str, Any] = {"formulas": {g: _formula(t) for g, t in sorted(flydel.terms_.items())}}
+    sheets = [Sheet(("layer type", "parameters", unit), shown, head, notes, (1,))]
+    busy = predictor.utilisation_
+    if busy is not None:
+        sheets += _busy(predictor.target.name, busy, top)
+        used |= {t.name for f in busy.flydels_.values() for terms in f.terms_.values() for t in terms}
+        data["busy"] = {
+            r: {g: {**_formula(t), "used": g not in busy.formed_[r]} for g, t in sorted(f.terms_.items())}
+            for r, f in busy.flydels_.items()
+        }
+    words = tuple((name, what) for name, what in PROPERTIES.items() if name in used and name != "one")
+    data["properties"] = dict(words)
+    return [*sheets, Sheet(("property", "meaning"), words)], data
+
+
+def _formula(terms: Sequence[Term]) -> dict[str, Any]:
+    return {"text_us": formula(terms), "terms_s": {t.name: t.seconds for t in terms}}
+
+
+def _busy(target: str, busy: Utilisation, top: int) -> list[Sheet]:
+    """Formulas of busy times, a table for each resource."""
+    sheets = []
+    for resource, flydel in busy.flydels_.items():
+        formed = busy.formed_[resource]
+        rows = [
+            (g, str(len(t)), "closed form" if g in formed else "this", formula(t))
             for g, t in sorted(flydel.terms_.items())
-        },
-        "properties": dict(words),
-    }
-    sheets = [
-        Sheet(("layer type", "parameters", unit), shown, head, notes, (1,)),
-        Sheet(("property", "meaning"), words),
-    ]
-    return sheets, data
+        ]
+        shown, notes = _cut(rows, top)
+        head = f"{target}: us of a kernel in which {resource} is busy, at most what it takes"
+        sheets.append(Sheet(("layer type", "parameters", "default takes", "us"), shown, head, notes, (1,)))
+    return sheets
 
 
 def _mapping(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:

@@ -12,12 +12,14 @@ from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
 from foretell.graph.memory import memory_use
 from foretell.graph.ops import op_type
-from foretell.records import METRICS, Measurement, Prediction, Value
+from foretell.records import METRICS, UTILISATIONS, Measurement, Prediction, Value
 from foretell.report.tables import Sheet
 
 Shown = tuple[list[Sheet], Any]
 _NAME = 48  # characters of a node's name that a table shows
-_FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size}
+_FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size} | dict.fromkeys(
+    UTILISATIONS, units.percent
+)
 
 
 def in_words(metric: str, value: Value | None) -> str:
@@ -37,36 +39,44 @@ def prediction(p: Prediction, top: int) -> Shown:
     """One network: its totals above, its ``top`` dearest kernels below (-1: all)."""
     kernels = sorted(p.kernels, key=lambda k: -k.latency_s)
     shown = kernels if top < 0 else kernels[:top]
+    busy = [
+        f"{name:<13}{in_words(metric, getattr(p, metric))}"
+        for name, metric in zip(("compute busy", "memory busy"), UTILISATIONS, strict=True)
+        if getattr(p, metric) is not None
+    ]
     head = "\n".join([
         f"{p.model} on {p.target}",
         f"latency      {in_words('latency_s', p.latency_s)}",
         f"peak memory  {in_words('peak_memory_bytes', p.peak_memory_bytes)}",
         f"energy       {in_words('energy_j', p.energy_j)}",
+        *busy,
         f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
         f"{units.percent(p.coverage, 0)} of the time from fitted models",
     ])  # fmt: skip
     rows = tuple(
         (k.name, "+".join(k.op_types) or "-", short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
-         k.source)
+         k.source, *(units.percent(getattr(k, u)) for u in (UTILISATIONS if busy else ())))
         for k in shown
     )  # fmt: skip
-    titles = ("kernel", "op types", "node", "latency", "share", "bound", "source")
+    more = ("compute busy", "memory busy") if busy else ()
+    titles = ("kernel", "op types", "node", "latency", "share", "bound", "source", *more)
     records = tuple({**k._asdict(), "nodes": "+".join(k.nodes), "op_types": "+".join(k.op_types)} for k in shown)
-    return [Sheet(titles, rows, head, tuple(p.warnings), (3, 4), records)], p.to_dict()
+    return [Sheet(titles, rows, head, tuple(p.warnings), (3, 4, 7, 8), records)], p.to_dict()
 
 
 def comparison(predictions: Sequence[Prediction]) -> Shown:
     """Several networks, one row each."""
+    busy = UTILISATIONS if any(p.compute_utilisation is not None for p in predictions) else ()
     rows = tuple(
         (p.model, p.target, in_words("latency_s", p.latency_s), in_words("energy_j", p.energy_j),
-         in_words("peak_memory_bytes", p.peak_memory_bytes), units.count(p.macs), units.percent(p.coverage, 0),
-         str(len(p.warnings)))
+         in_words("peak_memory_bytes", p.peak_memory_bytes), *(in_words(u, getattr(p, u)) for u in busy),
+         units.count(p.macs), units.percent(p.coverage, 0), str(len(p.warnings)))
         for p in predictions
     )  # fmt: skip
     records = []
     for p in predictions:
         record: dict[str, Any] = {"model": p.model, "target": p.target}
-        for metric in METRICS:
+        for metric in (*METRICS, *UTILISATIONS):
             value: Value | None = getattr(p, metric)
             for field in ("value", "low", "high"):
                 name = metric if field == "value" else f"{metric}_{field}"
@@ -75,7 +85,8 @@ def comparison(predictions: Sequence[Prediction]) -> Shown:
         records.append(record)
     several = len({p.target for p in predictions}) > 1
     notes = tuple(f"{p.model}{f' on {p.target}' if several else ''}: {w}" for p in predictions for w in p.warnings)
-    titles = ("model", "target", "latency", "energy", "peak memory", "MACs", "coverage", "warnings")
+    shares = ("compute busy", "memory busy") if busy else ()
+    titles = ("model", "target", "latency", "energy", "peak memory", *shares, "MACs", "coverage", "warnings")
     return [Sheet(titles, rows, "", notes, (), tuple(records))], [p.to_dict() for p in predictions]
 
 
@@ -232,6 +243,7 @@ def measured(rows: Sequence[Measurement]) -> Shown:
     data = [
         {"model": m.name, "target": m.target.name, "verdict": m.verdict, "estimate": m.estimate,
          "latency_s": m.latency_s, "energy_j": m.energy_j,
+         **{u: getattr(m, u) for u in UTILISATIONS},
          "process_latency_s": list(m.process_latency_s), "peak_memory_bytes": m.peak_memory_bytes,
          "noise": m.noise, "protocol": m.protocol, "error": m.error, "environment": dict(m.environment)}
         for m in rows

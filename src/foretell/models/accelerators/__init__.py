@@ -20,7 +20,8 @@ WIDTH = 8  # features that a closed form adds
 
 
 class Priced(NamedTuple):
-    """What a closed form says of the kernels of a graph: seconds and joules (kernels,), features (kernels, WIDTH).
+    """What a closed form says of the kernels of a graph: seconds and joules (kernels,), features (kernels, WIDTH), and
+    seconds in which arithmetic and the busiest outside memory are busy (kernels, 2).
 
     ``joules`` is None where the accelerator's energy is not known.
     """
@@ -28,6 +29,7 @@ class Priced(NamedTuple):
     seconds: Array
     joules: Array | None
     features: Array
+    busy_s: Array
 
 
 class Bounds(NamedTuple):

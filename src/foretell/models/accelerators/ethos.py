@@ -118,6 +118,7 @@ class Cost(NamedTuple):
     transfer: float  # of the weights, once
     output: float  # of the output stage alone
     useful: float  # share of the multipliers' cycles that is not padding
+    waits: float = 0.0  # for weights that are fetched anew for every position; they count as the NPU's cycles
 
 
 def up(a: int, b: int) -> int:
@@ -148,6 +149,7 @@ class Ethos:
         npu = self.npu
         edges = {*graph.inputs, *graph.outputs}
         rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
+        busy = np.zeros((len(lowered.kernels), 2))
         before = 0.0  # cycles of the kernel before, in which weights of this one can be fetched
         for i, (kernel, kind) in enumerate(zip(lowered.kernels, lowered.kinds, strict=True)):
             reads_edge = any(t in edges for t in lowered.reads[i])
@@ -162,6 +164,8 @@ class Ethos:
                 plain = max(c.npu, c.slow, c.fast)
                 staged = max(c.npu, c.slow_staged, c.fast_staged, c.transfer - before)
                 total += min(plain, staged)
+                memory = max(c.slow, c.fast) if plain < staged else max(c.slow_staged, c.fast_staged)
+                busy[i] += (min(plain, staged), max(c.slow_staged - c.waits, c.fast)) if c.waits else (c.npu, memory)
                 before = c.npu
             main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
             total = max(total, 1.0)
@@ -170,7 +174,7 @@ class Ethos:
                 math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
                 len(costs) + 10 * reads_edge + 20 * writes_edge,
             )  # fmt: skip
-        return Priced(rows[:, 0], None, rows[:, 1:])
+        return Priced(rows[:, 0], None, rows[:, 1:], busy / npu.clock_hz)
 
     def bounds(self, features: Array) -> Bounds:
         return bounds_of(features, self.npu.clock_hz)
@@ -474,6 +478,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     return Cost(
         own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
         (transfer if weights else 0.0) * t, output * t, useful,
+        weights / npu.slow.width * t if layer.what == "conv" and t > 1 and ofm[:2] == (1, 1) else 0.0,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class EthosU85:
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         plan = Plan(self.npu, graph, lowered)
         rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
+        busy = np.zeros((len(lowered.kernels), 2))
         before = 0.0  # cycles of the step before, in which weights of this one can be fetched
         for i, (kernel, kind) in enumerate(zip(lowered.kernels, lowered.kinds, strict=True)):
             if plan.host[i] != i:
@@ -82,7 +83,9 @@ class EthosU85:
                 c_ = cost(self.npu, step, placed)
                 costs.append(c_)
                 ready = c_.npu / max(1, step.layer.times) + c_.transfer - before
-                total += min(max(c_.npu, c_.slow, c_.fast), max(c_.npu, c_.slow_staged, c_.fast_staged, ready))
+                plain, staged = max(c_.npu, c_.slow, c_.fast), max(c_.npu, c_.slow_staged, c_.fast_staged, ready)
+                total += min(plain, staged)
+                busy[i] += c_.npu, max(c_.slow, c_.fast) if plain < staged else max(c_.slow_staged, c_.fast_staged)
                 before = c_.npu
             if not costs:
                 costs = [self._unknown(kind)]
@@ -94,7 +97,7 @@ class EthosU85:
                 total / CLOCK_HZ, scale, *(math.log(v + 1) - scale for v in main[:3]), math.log(main.transfer + 1) - scale,
                 math.log(main.output + 1) - scale, main.useful, len(costs) + 10 * source.slow + 20 * sink.slow,
             )  # fmt: skip
-        return Priced(rows[:, 0], None, rows[:, 1:])
+        return Priced(rows[:, 0], None, rows[:, 1:], busy / CLOCK_HZ)
 
     def bounds(self, features: Array) -> Bounds:
         return bounds_of(features, CLOCK_HZ)

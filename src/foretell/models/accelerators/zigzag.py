@@ -62,7 +62,8 @@ class ZigZag:
 
     def price(self, graph: Graph, lowered: Lowered) -> Priced:
         rows = np.array([self._of(graph, kernel.nodes) for kernel in lowered.kernels]).reshape(-1, 2 + WIDTH)
-        return Priced(rows[:, 0], rows[:, 1], rows[:, 2:])
+        bounds = self.bounds(rows[:, 2:])
+        return Priced(rows[:, 0], rows[:, 1], rows[:, 2:], np.column_stack([bounds.compute_s, bounds.memory_s]))
 
     def bounds(self, features: Array) -> Bounds:
         cycles = np.exp(features[:, 1])
