@@ -42,6 +42,8 @@ class Config:
             refused, or is answered with something that is no answer.
         sleep_s: wall-clock time that a request takes.
         replay: a store's file; a model's recorded measurement is played back instead.
+        log: a file to which the name of every model that is run is appended, with the time.
+        estimate: it says that it is an estimate, as a vendor's compiler is.
     """
 
     op_s: float = 5e10
@@ -60,6 +62,8 @@ class Config:
     garble: str = ""
     sleep_s: float = 0.0
     replay: str = ""
+    log: str = ""
+    estimate: bool = False
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -78,8 +82,10 @@ class Backend:
     """The fake device as a backend."""
 
     name = "fake"
-    estimate = False
     spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
+
+    def __init__(self) -> None:
+        self.estimate = Config.from_environment().estimate
 
     def version(self) -> str:
         return "1"
@@ -92,6 +98,9 @@ class Backend:
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
         config = Config.from_environment()
         _misbehave(config, name)
+        if config.log:
+            with open(config.log, "a") as file:
+                file.write(f"{time.time()} {name}\n")
         if config.sleep_s:
             time.sleep(config.sleep_s)
         if config.replay:

@@ -1,0 +1,103 @@
+"""A Dask cluster for tests and benchmarks: a scheduler and workers as processes of their own, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Cluster:
+    """A scheduler and workers. A worker ends when its scheduler does, so each is started again until :meth:`close`, as
+    by a service manager; the scheduler is not."""
+
+    def __init__(self, folder: Path, workers: int = 2, *, threads: int = 1, device: int = 1, **env: str) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self._folder, self._threads, self._device = folder, threads, device
+        self._env = {**os.environ, "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "0", **env}
+        self.scheduler: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.start_scheduler()
+        for _ in range(workers):
+            self.start_worker()
+
+    def _start(self, log: str, module: str, args: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self._folder / log).open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *args], stdout=out, stderr=out, env=self._env, cwd=self._folder,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def start_scheduler(self) -> None:
+        args = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard", "--no-show"]
+        self.scheduler = self._start("scheduler.log", "distributed.cli.dask_scheduler", args)
+
+    def start_worker(self, *, again: bool = True) -> None:
+        """``again``: in a loop, with a pause, until its shell is ended."""
+        args = ["--nthreads", str(self._threads), "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
+        if self._device:
+            args += ["--resources", f"device={self._device}"]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *args]
+        if again:
+            command = ["sh", "-c", 'while true; do "$@"; sleep 0.2; done', "sh", *command]
+        with (self._folder / "workers.log").open("ab") as out:
+            self.workers.append(
+                subprocess.Popen(
+                    command, stdout=out, stderr=out, env=self._env, cwd=self._folder, start_new_session=True
+                )
+            )
+
+    def kill_worker(self, which: int) -> bool:
+        """SIGKILL to the worker's process, not to its loop. False if it was not there just now."""
+        for pid in children(self.workers[which].pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    def kill_scheduler(self) -> None:
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self.scheduler.wait()
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def children(parent: int) -> list[int]:
+    """Processes whose parent is ``parent``."""
+    out = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, IndexError):
+            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                out.append(int(pid))
+    return out
+
+
+def wait_until(what: object, seconds: float = 60.0) -> bool:
+    """Whether ``what()`` becomes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():  # type: ignore[operator]
+            return True
+        time.sleep(0.02)
+    return False
