@@ -33,7 +33,7 @@ from foretell.store import Job
 
 _BLOCK = 12
 _LEASE_S = 600.0
-MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 5
 _MAX_LOSSES = 3  # times that the device may fail while one network runs
 _COUNT_S = 60.0
 KEPT = "what is measured is kept; the same command goes on from there"
@@ -197,7 +197,7 @@ class _State:
         open_ = {j.graph: j for j in jobs}
         runs = {j.graph: self.store.runs(j.graph, self.target.name, protocol.PROTOCOL) for j in jobs}
         for j in jobs:
-            if j.attempts >= MAX_ATTEMPTS and not runs[j.graph]:
+            if j.attempts >= _MAX_ATTEMPTS and not runs[j.graph]:
                 # It took the whole campaign down with it, time and again: no more.
                 self.store.add_run(j.graph, self.target.name, protocol.PROTOCOL, 0, None, "killed the campaign", 0.0)
                 runs[j.graph] = {0: (None, "killed the campaign", 0.0)}

@@ -27,7 +27,7 @@ from typing import Any
 from foretell import backends
 from foretell.backends.remote import checked
 from foretell.bench import protocol
-from foretell.bench.campaign import KEPT, MAX_ATTEMPTS, Progress, Settings, Tally, run_campaign
+from foretell.bench.campaign import KEPT, Progress, Settings, Tally, run_campaign
 from foretell.bench.farm_worker import Outcome, jobs_to_dict, label
 from foretell.errors import (
     ConnectionLost,
@@ -48,6 +48,7 @@ _TASK_S = 20.0  # a block should take so long: long beside a task's overhead and
 _LEAST_S = 2.0  # ... and towards the end not less than this
 _FIRST_BLOCK = 8  # before anything is known of how long a job takes
 _MOST = {True: 64, False: 12}  # jobs a block: of estimates, and where passes must be fresh processes soon
+_MAX_DEATHS = 2  # each of Dask's deaths are those of four workers (distributed.scheduler.allowed-failures)
 _REQUEST_BYTES = 8 * 2**20
 _ANSWER_BYTES = 64 * 2**20
 _AHEAD = 2  # blocks a slot, so that a worker need not wait for this side
@@ -68,6 +69,7 @@ class _Block:
 
     jobs: list[Job]
     known: dict[str, dict[int, Outcome]] = field(default_factory=dict)
+    deaths: int = 0  # tasks that it was, each of which ended with the workers
 
 
 def run_farm(
@@ -141,6 +143,7 @@ class _Farm:
             self.about = f"{backend.name} {backend.version()}" if self.estimate else ""
         self.slots = 0
         self._open: list[_Block] = []  # leased, and not with the scheduler
+        self._suspects: list[_Block] = []  # single jobs that were with a worker when it died, time and again
         self._sent: dict[str, tuple[_Block, Any]] = {}  # by key: leased, and with the scheduler as a future
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._tally = Tally(store, campaign, report, settings.seconds)
@@ -184,7 +187,7 @@ class _Farm:
         self.slots = self._ask(lambda: _slots(client, self.estimate))
         while True:
             self._fill(client)
-            if not self._sent and (self._empty or self._over()) and not self._open:
+            if not self._sent and not self._open and (self._over() or (self._empty and not self._suspects)):
                 return
             finished = self._wait()
             if client.status != "running" or any(f.status in ("cancelled", "lost") for f in finished):
@@ -193,19 +196,19 @@ class _Farm:
                 answers = self._ask(lambda f=finished: client.gather([x for x in f if x.status == "finished"]))  # type: ignore[misc]
                 self._take(finished, answers)
             self._renew(_BEAT_S)
-            if time.monotonic() - looked > _SLOTS_S:
+            if not self.slots or time.monotonic() - looked > _SLOTS_S:
                 looked = time.monotonic()
                 self.slots = self._ask(lambda: _slots(client, self.estimate))
             if self.slots:
                 self._alive = time.monotonic()
-            elif time.monotonic() - self._alive > sum(self.settings.retry_s):
+                continue
+            self._tally.say("waiting for workers")
+            if time.monotonic() - self._alive > sum(self.settings.retry_s):
                 need = "" if self.estimate else f" --resources {RESOURCE}=1"
                 raise ConnectionLost(
-                    f"no worker{need and ' with' + need} is there; {KEPT}", where=self.scheduler,
+                    f"no worker is there{' that has a device' if need else ''}; {KEPT}", where=self.scheduler,
                     try_=f"dask worker {self.scheduler}{need}",
                 )  # fmt: skip
-            else:
-                self._tally.say("waiting for workers")
 
     def _take(self, finished: Sequence[Any], answers: list[Any]) -> None:
         """Keep what came back; what ends the campaign is raised when all the rest is kept."""
@@ -247,8 +250,10 @@ class _Farm:
     def _fill(self, client: Any) -> None:
         """Send blocks until every slot has its next one waiting."""
         options = {} if self.estimate else {"resources": {RESOURCE: 1}}
-        while len(self._sent) < _AHEAD * self.slots:
+        while len(self._sent) < _AHEAD * self.slots and not any(b.deaths for b, _ in self._sent.values()):
             block = self._open.pop() if self._open else self._lease()
+            if block is None and self._suspects and not self._sent and not self._over():
+                block = self._suspects.pop()  # at last and alone, that no other is blamed for it
             if block is None:
                 return
             key = f"foretell-{uuid.uuid4().hex}"
@@ -305,28 +310,23 @@ class _Farm:
         """Tell the store that this process lives, if the last time is ``after_s`` ago."""
         if time.monotonic() - self._beat >= after_s:
             self._beat = time.monotonic()
-            blocks = [*self._open, *(b for b, _ in self._sent.values())]
+            blocks = [*self._open, *self._suspects, *(b for b, _ in self._sent.values())]
             self.store.renew(self.campaign, [j.graph for b in blocks for j in b.jobs], _LEASE_S)
 
     def _failed(self, block: _Block, future: Any) -> None:
-        """A task without an answer. If workers died of it, its jobs are tried one by one, and some times each."""
+        """A task without an answer. If its workers died, its jobs are tried again at the end, one by one."""
         error = self._ask(future.exception)
         if type(error).__name__ != "KilledWorker":
             raise DeviceError(
                 f"a worker cannot run a block ({type(error).__name__}: {str(error)[:_TEXT]})", where=self.scheduler,
                 try_=f"foretell {VERSION} on every worker",
             )  # fmt: skip
-        if len(block.jobs) > 1:
-            self._open += [_Block([j], {j.graph: block.known.get(j.graph, {})}) for j in block.jobs]
-            return
-        job = block.jobs[0]
-        job = replace(job, attempts=job.attempts + 1)
-        self.store.renew(self.campaign, [job.graph], _LEASE_S, begin=job.graph)
-        if job.attempts < MAX_ATTEMPTS:
-            self._open.append(_Block([job], block.known))
-            return
-        outcome = (0, (None, "killed its workers", 0.0))
-        self._finish(job, dict([outcome]), block.known.get(job.graph, {}))
+        if block.deaths < _MAX_DEATHS:  # Dask blames all that a dead worker had to do, not only what it ran
+            self._suspects += [
+                _Block([j], {j.graph: block.known.get(j.graph, {})}, block.deaths + 1) for j in block.jobs
+            ]
+        else:
+            self._finish(block.jobs[0], {0: (None, "killed its workers", 0.0)}, {})
 
     def _commit(self, block: _Block, data: Any) -> None:
         """Check an answer and keep what it holds. Raises DeviceError or ConnectionLost if it ends the campaign."""
