@@ -22,7 +22,7 @@ class Cluster:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
-        self._folder, self._threads, self._device = folder, threads, device
+        self.folder, self._threads, self._device = folder, threads, device
         self._env = {**os.environ, "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "0", **env}
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -31,9 +31,9 @@ class Cluster:
             self.start_worker()
 
     def _start(self, log: str, module: str, args: Sequence[str]) -> subprocess.Popen[bytes]:
-        with (self._folder / log).open("ab") as out:
+        with (self.folder / log).open("ab") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *args], stdout=out, stderr=out, env=self._env, cwd=self._folder,
+                [sys.executable, "-m", module, *args], stdout=out, stderr=out, env=self._env, cwd=self.folder,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -49,10 +49,10 @@ class Cluster:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *args]
         if again:
             command = ["sh", "-c", 'while true; do "$@"; sleep 0.2; done', "sh", *command]
-        with (self._folder / "workers.log").open("ab") as out:
+        with (self.folder / "workers.log").open("ab") as out:
             self.workers.append(
                 subprocess.Popen(
-                    command, stdout=out, stderr=out, env=self._env, cwd=self._folder, start_new_session=True
+                    command, stdout=out, stderr=out, env=self._env, cwd=self.folder, start_new_session=True
                 )
             )
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def quiet(tmp_path_factory) -> dict[str, tuple]:
     return table(store)
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two workers with a device each; the log of what they ran is in their folder."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        configure(patch, folder)
+        with Cluster(folder) as running:
+            yield running
+
+
+@pytest.fixture
+def log(cluster) -> Path:
+    """The cluster's log, empty."""
+    path = cluster.folder / "log"
+    path.write_text("")
+    return path
+
+
 def check(store: Store, quiet: dict[str, tuple], log: Path) -> None:
     """The table is the quiet one, whole and without doubles; what was finished was not begun again."""
     assert store.counts("c") == {"done": JOBS}
@@ -96,28 +115,25 @@ def disturbed(store: Store, cluster: Cluster, at: int, what) -> list[Progress]:
     return seen
 
 
-def test_a_worker_is_killed(tmp_path, quiet):
+def test_a_worker_is_killed(tmp_path, cluster, log, quiet):
     store = prepare(tmp_path / "s.sqlite")
-    with Cluster(tmp_path) as cluster:
-        seen = disturbed(store, cluster, 8, lambda: wait_until(lambda: cluster.kill_worker(0)))
-        check(store, quiet, tmp_path / "log")
-        assert max(p.done for p in seen) == JOBS
-        assert seen[-1].remaining_s == 0
-        assert run_farm(store, "c", TARGET, SETTINGS, scheduler=cluster.address) == {"done": JOBS}  # nothing to do
-        # Every worker has one device; a core each for what is estimated.
-        assert wait_until(lambda: slots(cluster.address, TARGET) == 2)
+    seen = disturbed(store, cluster, 8, lambda: wait_until(lambda: cluster.kill_worker(0)))
+    check(store, quiet, log)
+    assert max(p.done for p in seen) == JOBS
+    assert seen[-1].remaining_s == 0
+    assert run_farm(store, "c", TARGET, SETTINGS, scheduler=cluster.address) == {"done": JOBS}  # nothing to do
+    assert wait_until(lambda: slots(cluster.address, TARGET) == 2)
 
 
-def test_the_scheduler_is_killed_and_comes_back(tmp_path, quiet):
+def test_the_scheduler_is_killed_and_comes_back(tmp_path, cluster, log, quiet):
     store = prepare(tmp_path / "s.sqlite")
-    with Cluster(tmp_path) as cluster:
 
-        def away() -> None:
-            cluster.kill_scheduler()
-            cluster.start_scheduler()
+    def away() -> None:
+        cluster.kill_scheduler()
+        cluster.start_scheduler()
 
-        disturbed(store, cluster, 8, away)
-        check(store, quiet, tmp_path / "log")
+    disturbed(store, cluster, 8, away)
+    check(store, quiet, log)
 
 
 CLIENT = """
@@ -136,27 +152,29 @@ def client(path: Path, cluster: Cluster) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
 
 
-def test_the_client_is_killed(tmp_path, quiet):
+def test_the_client_is_killed(tmp_path, cluster, log, quiet):
     store = prepare(tmp_path / "s.sqlite")
-    with Cluster(tmp_path) as cluster:
-        process = client(tmp_path / "s.sqlite", cluster)
-        assert wait_until(lambda: store.counts("c").get("done", 0) >= 4, 120)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert store.counts("c")["done"] < JOBS
-        assert run_farm(store, "c", TARGET, SETTINGS, scheduler=cluster.address) == {"done": JOBS}
-        check(store, quiet, tmp_path / "log")
+    process = client(tmp_path / "s.sqlite", cluster)
+    assert wait_until(lambda: store.counts("c").get("done", 0) >= 4, 120)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert store.counts("c")["done"] < JOBS
+    assert run_farm(store, "c", TARGET, SETTINGS, scheduler=cluster.address) == {"done": JOBS}
+    check(store, quiet, log)
 
 
-def test_an_interrupt_gives_the_leases_back(tmp_path):
+def test_an_interrupt_gives_the_leases_back(tmp_path, cluster, log):
     store = prepare(tmp_path / "s.sqlite")
-    with Cluster(tmp_path, 1) as cluster:
-        process = client(tmp_path / "s.sqlite", cluster)
-        assert wait_until(lambda: store.counts("c").get("done", 0) >= 4, 120)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert b"KeyboardInterrupt" in said
-        assert "leased" not in store.counts("c")
+    process = client(tmp_path / "s.sqlite", cluster)
+    assert wait_until(lambda: store.counts("c").get("done", 0) >= 4, 120)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    assert "leased" not in store.counts("c")
+    # What ran goes no further than the network that it was at.
+    begun = len(log.read_text().splitlines())
+    time.sleep(1.0)
+    assert len(log.read_text().splitlines()) <= begun + 2
 
 
 def test_a_device_measures_one_thing_at_a_time(tmp_path, monkeypatch):

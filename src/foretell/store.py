@@ -115,13 +115,16 @@ class Store:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             db = self._connection()
+            if db.in_transaction:  # an interrupt (Ctrl-C) came between two lines below
+                db.execute("ROLLBACK")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
         except sqlite3.Error as e:
             raise StoreError(
                 str(e), where=str(self.path), try_="free disk space, or another --store if the file is damaged"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from foretell import backends
@@ -44,7 +44,7 @@ def label(request: bytes) -> bytes:
     estimate, remote = backend.estimate, getattr(backend, "remote", False)
     # An estimate is the same on any processor, and a far device is not this one.
     answer["cpu"] = "" if estimate or remote else cpu_name()
-    notebook = _Notebook(message["jobs"])
+    notebook = _Notebook(message["jobs"], _wanted())
     settings = Settings(
         RunOptions(**message["options"]), job_seconds=message["job_seconds"], memory_bytes=message["memory_bytes"],
         cpus=((),) if estimate or remote else default_cpus(target.threads)[:1], retry_s=tuple(message["retry_s"]),
@@ -71,10 +71,28 @@ def jobs_to_dict(jobs: Sequence[Job], known: Mapping[str, Mapping[int, Outcome]]
     ]  # fmt: skip
 
 
+def _wanted() -> Callable[[], bool]:
+    """Asks whether this thread's task is still wanted. A client or a scheduler that went away cannot end a thread."""
+    try:
+        from distributed import get_worker
+
+        worker: Any = get_worker()
+    except (ImportError, ValueError):  # not in a worker
+        return lambda: True
+    key = worker.get_current_task()
+
+    def wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is not None and task.state != "cancelled" and worker.status.name not in ("closing", "closed")
+
+    return wanted
+
+
 class _Notebook:
     """A store for one block: hands all of it out once, and keeps what was measured of it."""
 
-    def __init__(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, jobs: Sequence[Mapping[str, Any]], wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
         self.new: list[tuple[str, int, Outcome]] = []
         self._jobs = [
             Job("", j["graph"], j["name"], int(j["processes"]), 0, base64.b64decode(j["model"])) for j in jobs
@@ -100,7 +118,9 @@ class _Notebook:
         self.new.append((graph, process, (run, error, seconds)))
 
     def renew(self, campaign: str, graphs: Sequence[str], seconds: float, begin: str = "") -> None:
-        """The client holds the lease."""
+        """The client holds the lease. Raises ConnectionLost, which ends the block, if it has gone."""
+        if not self._wanted():
+            raise ConnectionLost("nobody waits for this block any more")
 
     def release(self, campaign: str) -> None:
         """The client gives it back."""
