@@ -6,11 +6,15 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from foretell.store import Store
 
 
 class Cluster:
@@ -41,14 +45,15 @@ class Cluster:
         args = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard", "--no-show"]
         self.scheduler = self._start("scheduler.log", "distributed.cli.dask_scheduler", args)
 
-    def start_worker(self, *, again: bool = True) -> None:
-        """``again``: in a loop, with a pause, until its shell is ended."""
+    def start_worker(self, core: int | None = None) -> None:
+        """In a loop, with a pause, until its shell is ended; on one core if given."""
         args = ["--nthreads", str(self._threads), "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
         if self._device:
             args += ["--resources", f"device={self._device}"]
         command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *args]
-        if again:
-            command = ["sh", "-c", 'while true; do "$@"; sleep 0.2; done', "sh", *command]
+        command = ["sh", "-c", 'while true; do "$@"; sleep 0.2; done', "sh", *command]
+        if core is not None:
+            command = ["taskset", "-c", str(core), *command]
         with (self.folder / "workers.log").open("ab") as out:
             self.workers.append(
                 subprocess.Popen(
@@ -81,6 +86,35 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def table(store: Store) -> dict[str, tuple[Any, ...]]:
+    """What a campaign found out, by graph, without times of day and the like."""
+    return {
+        m.graph: (m.name, m.verdict, m.latency_s, m.process_latency_s, m.peak_memory_bytes, m.kernels, m.eliminated, m.error)
+        for m in store.measurements()
+    }
+
+
+def problems(store: Store, campaign: str, log: Path) -> list[str]:
+    """What is wrong with a finished campaign of the fake device: doubles, or networks that were begun again after they
+    were finished. ``log`` is the fake device's."""
+    out = []
+    db = sqlite3.connect(store.path)
+    jobs = sum(store.counts(campaign).values())
+    if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+        out.append("the store is damaged")
+    for what in ("runs", "measurements"):
+        count = db.execute(f"SELECT COUNT(*) FROM {what}").fetchone()[0]
+        if count != jobs:
+            out.append(f"{count} {what} of {jobs} jobs")
+    names = {m.graph: m.name for m in store.measurements()}
+    finished = {names[g]: t for g, t in db.execute("SELECT graph, created FROM measurements")}
+    begun = [(float(t), n) for t, _, n in (line.partition(" ") for line in log.read_text().splitlines())]
+    if {n for _, n in begun} - {"reference"} != set(finished):
+        out.append("other networks were run than were finished")
+    again = {n for t, n in begun if n != "reference" and t > finished[n]}
+    return [*out, *(f"{n} was labelled again after it was finished" for n in sorted(again))]
 
 
 def children(parent: int) -> list[int]:

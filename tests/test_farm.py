@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -26,7 +24,7 @@ from foretell.build import enqueue
 from foretell.errors import ConnectionLost, DeviceError, MissingExtraError, UsageError
 from foretell.store import Job, Store
 from foretell.version import VERSION
-from tests.farm_sides import Cluster, wait_until
+from tests.farm_sides import Cluster, problems, table, wait_until
 from tests.test_campaign import OPTIONS, TARGET, tiny
 
 JOBS = 40
@@ -46,14 +44,6 @@ def prepare(path: Path, count: int = JOBS) -> Store:
     store = Store(path)
     enqueue(store, "c", [(f"tiny-{i}", "f", "generated", tiny(i)) for i in range(count)], 1)
     return store
-
-
-def table(store: Store) -> dict[str, tuple]:
-    """What a campaign found out, without times of day and the like."""
-    return {
-        m.graph: (m.name, m.verdict, m.latency_s, m.process_latency_s, m.peak_memory_bytes, m.kernels, m.eliminated, m.error)
-        for m in store.measurements()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +78,7 @@ def check(store: Store, quiet: dict[str, tuple], log: Path) -> None:
     """The table is the quiet one, whole and without doubles; what was finished was not begun again."""
     assert store.counts("c") == {"done": JOBS}
     assert table(store) == quiet
-    db = sqlite3.connect(store.path)
-    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (JOBS,)
-    assert db.execute("SELECT COUNT(*) FROM measurements").fetchone() == (JOBS,)
-    names = {m.graph: m.name for m in store.measurements()}
-    finished = {names[g]: t for g, t in db.execute("SELECT graph, created FROM measurements")}
-    begun = [line.split() for line in log.read_text().splitlines()]
-    assert {n for _, n in begun} == {*finished, "reference"}
-    assert all(float(t) <= finished.get(n, math.inf) for t, n in begun), "a finished network was labelled again"
+    assert problems(store, "c", log) == []
 
 
 def disturbed(store: Store, cluster: Cluster, at: int, what) -> list[Progress]:
