@@ -235,12 +235,22 @@ def test_who_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(ConnectionLost, match="no answer"):
         run_farm(store, "c", TARGET, hasty, scheduler=cluster.address)
     assert store.counts("c") == {"pending": 2}
-    for nonsense in ("nonsense://x:1", "tls://127.0.0.1:8786", "tcp://"):
-        with pytest.raises((UsageError, ConnectionLost)):
+    for nonsense in ("nonsense://x:1", "tls://127.0.0.1:8786", "tcp://", "127.0.0.1", ""):
+        with pytest.raises(UsageError, match="not the address of a Dask scheduler"):
             run_farm(store, "c", TARGET, hasty, scheduler=nonsense)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtraError, match=r"foretell\[farm\]"):
         run_farm(store, "c", TARGET, hasty, scheduler=cluster.address)
+
+
+def test_build_on_a_farm_says_what_is_wrong(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-m", "foretell.cli", "build", "--target", "fake", "--scheduler", "nowhere", "--store", str(tmp_path / "s")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == UsageError.exit_code
+    assert told.stderr.startswith("foretell: nowhere: not the address of a Dask scheduler")
+    assert not (tmp_path / "s").exists()
 
 
 def test_without_a_scheduler_it_is_the_campaign(tmp_path):

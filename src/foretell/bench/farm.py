@@ -14,12 +14,14 @@ worker, so it must be trusted (docs/farm.md).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -110,12 +112,20 @@ def slots(scheduler: str, target: Target) -> int:
 def connect(scheduler: str) -> Any:
     """A ``distributed.Client``. Raises as :func:`run_farm`."""
     try:
-        from distributed import Client
+        import distributed
     except ImportError:
         raise MissingExtraError("dask.distributed", "farm") from None
-    client: Any = Client  # without types of its own
+    dask: Any = distributed  # without types of its own
+
+    async def knock() -> None:
+        args = dask.Security().get_connection_args("client")
+        (await dask.comm.connect(scheduler, timeout=_CONNECT_S, **args)).abort()
+
     try:
-        return client(scheduler, timeout=_CONNECT_S, set_as_default=False, name="foretell")
+        # First, since a Client that fails to connect takes half a minute to be rid of; in a thread, for notebooks.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, knock()).result()
+        return dask.Client(scheduler, timeout=_CONNECT_S, set_as_default=False, name="foretell")
     except OSError as e:
         raise ConnectionLost(
             f"no answer ({str(e)[:200]})", where=scheduler, try_="dask scheduler, and dask worker ADDRESS"
