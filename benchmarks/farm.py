@@ -2,6 +2,7 @@
 
     python benchmarks/farm.py labels --cores 0,1      # Vela labels: one core and two, the campaign's loop and a farm
     python benchmarks/farm.py overhead --cores 0      # jobs that take no time: what is left is overhead
+    python benchmarks/farm.py scaling --cores 0       # jobs that wait a second: does the farm keep many workers busy?
     python benchmarks/farm.py kills --jobs 500        # worker, scheduler and client killed -9, at random
 
 Each part replaces its own rows in results/farm.json, and farm.md is written from all of them. Processor time is what our
@@ -157,6 +158,19 @@ def overhead(a: argparse.Namespace) -> list[dict[str, Any]]:
     return out
 
 
+def scaling(a: argparse.Namespace) -> list[dict[str, Any]]:
+    """A fake estimate that waits for a second, and takes next to nothing of the processor, so that the workers can share
+    a core: how well the farm keeps them busy."""
+    core = int(a.cores.split(",")[-1])
+    out = []
+    for workers in (1, 2, 4, 8):
+        models = tiny((a.jobs or 40) * workers)
+        fake = json.dumps({"estimate": True, "sleep_s": 1.0})
+        out.append({"part": "scaling", **timed(models, FAKE, [core] * workers, True, fake)})
+        print(out[-1], flush=True)
+    return out
+
+
 def kills(a: argparse.Namespace) -> list[dict[str, Any]]:
     """A farm of two workers whose parts are killed -9 at random: its table is that of a quiet campaign."""
     models = tiny(a.jobs or 500)
@@ -254,10 +268,17 @@ def report(found: list[dict[str, Any]]) -> str:
         plain, far = (sum(f[k] or 0.0 for k in _PARTS) for f in by["overhead"])
         text += (
             f"\nProcessor time a job, all processes together: {plain * 1e3:.1f} ms in the campaign, {far * 1e3:.1f} ms on the "
-            f"farm; the difference of {(far - plain) * 1e3:.1f} ms is the farm's overhead. The time of the guarded child, a "
-            "second or so a block, is in both.\n"
+            f"farm: a difference of {(far - plain) * 1e3:+.1f} ms. The start of the guarded children is in both.\n"
         )
-    if "labels" in by and "overhead" in by:
+    if "scaling" in by:
+        text += "\n## Many workers: a fake estimate that waits for a second\n\n" + table(titles, lines("scaling"))
+        first = by["scaling"][0]
+        each = ", ".join(
+            f"{f['workers']} workers {first['wall_s'] / first['jobs'] * f['jobs'] / f['wall_s']:.2f} times"
+            for f in by["scaling"][1:]
+        )
+        text += f"\nLabels an hour by the clock, over those of one worker: {each}. The start of the first children is in it.\n"
+    if "labels" in by:
         text += on_paper(by)
     if "kills" in by:
         k = by["kills"][-1]
@@ -295,7 +316,7 @@ def on_paper(by: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("part", choices=("labels", "overhead", "kills", "client", "report"))
+    arguments.add_argument("part", choices=("labels", "overhead", "scaling", "kills", "client", "report"))
     arguments.add_argument("--cores", default="0", help="a worker each")
     arguments.add_argument("--jobs", type=int)
     arguments.add_argument("--most-macs", type=float, default=1e8, help="of a network for Vela")
@@ -308,7 +329,7 @@ def main() -> None:
     if a.part == "client":
         client(a)
         return
-    new = [] if a.part == "report" else {"labels": labels, "overhead": overhead, "kills": kills}[a.part](a)
+    new = [] if a.part == "report" else {"labels": labels, "overhead": overhead, "scaling": scaling, "kills": kills}[a.part](a)
     path = RESULTS / "farm.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [r for r in rows if r["part"] != a.part]

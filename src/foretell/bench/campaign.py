@@ -31,7 +31,9 @@ from foretell.host import default_cpus, default_memory
 from foretell.records import Measurement, Run, Target
 from foretell.store import Job
 
-_BLOCK = 12
+# Jobs a block, by whether they are estimates: of these a child need not be fresh, and its start, up to a second, is
+# spread over more of them.
+BLOCK = {False: 12, True: 64}
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 5
 _MAX_LOSSES = 3  # times that the device may fail while one network runs
@@ -191,7 +193,7 @@ class _State:
         """Smaller blocks towards the end, so that the workers end together."""
         counts = self.store.counts(self.campaign)
         left = counts.get("pending", 0)
-        return max(1, min(_BLOCK, left // 4))
+        return max(1, min(BLOCK[self.estimate], left // 4))
 
     def _block(self, jobs: Sequence[Job], cpus: tuple[int, ...]) -> None:
         open_ = {j.graph: j for j in jobs}

@@ -29,7 +29,7 @@ from typing import Any
 from foretell import backends
 from foretell.backends.remote import checked
 from foretell.bench import protocol
-from foretell.bench.campaign import KEPT, Progress, Settings, Tally, run_campaign
+from foretell.bench.campaign import BLOCK, KEPT, Progress, Settings, Tally, run_campaign
 from foretell.bench.farm_worker import Outcome, jobs_to_dict, label
 from foretell.errors import (
     ConnectionLost,
@@ -49,7 +49,6 @@ _CONNECT_S = 10.0
 _TASK_S = 20.0  # a block should take so long: long beside a task's overhead and a child's start, short if it is lost
 _LEAST_S = 2.0  # ... and towards the end not less than this
 _FIRST_BLOCK = 8  # before anything is known of how long a job takes
-_MOST = {True: 64, False: 12}  # jobs a block: of estimates, and where passes must be fresh processes soon
 _MAX_DEATHS = 2  # each of Dask's deaths are those of four workers (distributed.scheduler.allowed-failures)
 _REQUEST_BYTES = 8 * 2**20
 _ANSWER_BYTES = 64 * 2**20
@@ -304,7 +303,7 @@ class _Farm:
             seconds = min(seconds, left / _AHEAD)
         waiting = self._tally.waiting - sum(len(b.jobs) for b, _ in self._sent.values())
         share = max(waiting // (_AHEAD * self.slots), int(_LEAST_S / self._job_s))
-        return max(1, min(int(seconds / self._job_s), share, _MOST[self.estimate]))
+        return max(1, min(int(seconds / self._job_s), share, BLOCK[self.estimate]))
 
     def _request(self, block: _Block) -> bytes:
         s = self.settings
