@@ -18,7 +18,8 @@ pytest.importorskip("distributed")
 
 from foretell.bench import farm
 from foretell.bench.campaign import Progress, Settings, run_campaign
-from foretell.bench.farm import checked_runs, run_farm, slots
+from foretell.bench.farm import run_farm, slots
+from foretell.bench.farm_answer import checked_runs, opened
 from foretell.bench.farm_worker import jobs_to_dict, label
 from foretell.build import enqueue
 from foretell.errors import ConnectionLost, DeviceError, MissingExtraError, UsageError
@@ -362,14 +363,19 @@ def test_an_environment_holds_plain_values(answer):
         (b"[]", "answered b"),
         (b"{}", "has foretell None"),
         (json.dumps({"foretell": VERSION, "refused": "vela is not installed"}).encode(), "refuses: vela is not installed"),
-        (json.dumps({"foretell": VERSION, "runtime": "fake 2", "cpu": "b", "runs": []}).encode(), "do not mix"),
     ],
 )
-def test_what_is_no_answer_ends_the_campaign(tmp_path, data, text):
-    side = farm._Farm(prepare(tmp_path / "s.sqlite", 1), "c", TARGET, SETTINGS, None, "tcp://127.0.0.1:1")
-    side.about = "fake 1 on a"
+def test_what_is_no_answer_ends_the_campaign(data, text):
     with pytest.raises(DeviceError, match=text):
-        side._open_answer(data)
+        opened(data, "tcp://here:1")
+
+
+def test_workers_that_differ_do_not_mix(tmp_path):
+    side = farm._Farm(prepare(tmp_path / "s.sqlite", 1), "c", TARGET, SETTINGS, None, "tcp://127.0.0.1:1")
+    for cpu in ("a", "a"):
+        side._same(opened(json.dumps({"foretell": VERSION, "runtime": "fake 1", "cpu": cpu}).encode(), "here")[1])
+    with pytest.raises(DeviceError, match="fake 1 on b, others fake 1 on a: their figures do not mix"):
+        side._same("fake 1 on b")
 
 
 def test_another_version_does_not_begin():

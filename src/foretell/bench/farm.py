@@ -17,29 +17,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from foretell import backends
-from foretell.backends.remote import checked
 from foretell.bench import protocol
 from foretell.bench.campaign import BLOCK, KEPT, Progress, Settings, Tally, run_campaign
+from foretell.bench.farm_answer import checked_runs, opened
 from foretell.bench.farm_worker import Outcome, jobs_to_dict, label
-from foretell.errors import (
-    ConnectionLost,
-    DeviceError,
-    ForetellError,
-    MeasurementError,
-    MissingExtraError,
-    UsageError,
-)
-from foretell.formats import read
+from foretell.errors import ConnectionLost, DeviceError, ForetellError, MissingExtraError, UsageError
 from foretell.records import Target
 from foretell.store import Job, Store
 from foretell.version import VERSION
@@ -51,7 +42,6 @@ _LEAST_S = 2.0  # ... and towards the end not less than this
 _FIRST_BLOCK = 8  # before anything is known of how long a job takes
 _MAX_DEATHS = 2  # each of Dask's deaths are those of four workers (distributed.scheduler.allowed-failures)
 _REQUEST_BYTES = 8 * 2**20
-_ANSWER_BYTES = 64 * 2**20
 _AHEAD = 2  # blocks a slot, so that a worker need not wait for this side
 _LEASE_S = 600.0
 _BEAT_S = 120.0
@@ -85,7 +75,7 @@ def run_farm(
     """Measure all open jobs of ``campaign`` as :func:`foretell.bench.campaign.run_campaign` does; returns the number of
     jobs by state. With ``scheduler``, the address of a Dask scheduler, its workers do the work.
 
-    Without one, this machine does, by the campaign's own loop.
+    Without one, this machine does, by the campaign's own loop. ``settings.cpus`` are this machine's, and not the workers'.
 
     Raises:
         UsageError: not an address, or the TLS settings that it needs are missing.
@@ -339,7 +329,8 @@ class _Farm:
 
     def _commit(self, block: _Block, data: Any) -> None:
         """Check an answer and keep what it holds. Raises DeviceError or ConnectionLost if it ends the campaign."""
-        answer = self._open_answer(data)
+        answer, about = opened(data, self.scheduler)
+        self._same(about)
         jobs = {j.graph: j for j in block.jobs}
         new = checked_runs(answer, block.jobs, self.estimate, bool(self.settings.options.profile), self.scheduler)
         complete = "device" not in answer
@@ -371,91 +362,14 @@ class _Farm:
         self.store.finish(self.campaign, measurement)
         self._tally.finished(job.name, measurement.verdict == "failed")
 
-    def _open_answer(self, data: Any) -> dict[str, Any]:
-        """The answer of a worker that is one of ours. Raises DeviceError."""
-        where = self.scheduler
-        if not isinstance(data, bytes) or len(data) > _ANSWER_BYTES:
-            raise DeviceError(f"a worker answered with {type(data).__name__}, not with an answer", where=where)
-        try:
-            answer = json.loads(data)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise DeviceError(f"a worker answered {data[:80]!r}", where=where)
-        if answer.get("foretell") != VERSION:
-            raise DeviceError(
-                f"a worker has foretell {str(answer.get('foretell'))[:20]}, here is {VERSION}", where=where,
-                try_="the same version on both sides",
-            )  # fmt: skip
-        if "refused" in answer:
-            raise DeviceError(f"a worker refuses: {str(answer['refused'])[:_TEXT]}", where=where)
-        about = str(answer.get("runtime"))[:100]
-        if answer.get("cpu"):
-            about += f" on {str(answer['cpu'])[:100]}"
+    def _same(self, about: str) -> None:
+        """All workers measure with the same: their figures would not mix. Raises DeviceError."""
         self.about = self.about or about
         if about != self.about:
             raise DeviceError(
-                f"a worker has {about}, others {self.about}: their figures do not mix", where=where,
+                f"a worker has {about}, others {self.about}: their figures do not mix", where=self.scheduler,
                 try_="workers that are alike",
             )  # fmt: skip
-        return answer
-
-
-def checked_runs(
-    answer: Mapping[str, Any], jobs: Sequence[Job], estimate: bool, profile: bool, where: str
-) -> dict[str, dict[int, Outcome]]:
-    """The runs of an answer, by graph and process. A run with impossible figures is an error of its network.
-
-    Raises:
-        DeviceError: a run of what was not asked for, one told twice, or something else than runs.
-    """
-    known = {j.graph: j for j in jobs}
-    out: dict[str, dict[int, Outcome]] = {}
-    nodes: dict[str, int] = {}
-    try:
-        for told in answer["runs"]:
-            graph, process, error, seconds = told["graph"], told["process"], told["error"], float(told["seconds"])
-            job = known[graph]
-            extra = 0 if estimate else protocol.EXTRA_PROCESSES
-            if (
-                type(process) is not int
-                or not 0 <= process < job.processes + extra
-                or not isinstance(error, str)
-                or bool(error) == (told["run"] is not None)
-                or not (math.isfinite(seconds) and seconds >= 0)
-                or process in out.setdefault(graph, {})
-            ):
-                raise ValueError
-            run = None
-            if not error:
-                try:
-                    if profile and graph not in nodes:
-                        nodes[graph] = len(read(job.model, name=job.name).nodes)
-                    run = checked(told["run"], nodes.get(graph, 0), job.name, timed=not estimate)
-                    here = {"cpu": answer["cpu"]} if answer.get("cpu") else {}
-                    run = replace(
-                        run, environment=_plain({**run.environment, **here}),
-                        warnings=tuple(str(w)[:_TEXT] for w in run.warnings[:20]),
-                    )  # fmt: skip
-                except MeasurementError as e:
-                    error = e.what
-            out[graph][process] = (run, error[:_TEXT], seconds)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise DeviceError(f"a worker's answer is no answer to its block ({type(e).__name__})", where=where) from None
-    return out
-
-
-def _plain(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What an environment may hold: short texts, finite numbers, and short lists of these."""
-
-    def good(v: Any) -> bool:
-        if isinstance(v, list):
-            return len(v) <= 1024 and all(isinstance(x, (int, float, str)) and good(x) for x in v)
-        if isinstance(v, str):
-            return 0 < len(v) <= _TEXT
-        return isinstance(v, (bool, int)) or (isinstance(v, float) and math.isfinite(v))
-
-    return {k: v for k, v in list(environment.items())[:100] if len(k) <= 100 and good(v)}
 
 
 def _slots(client: Any, estimate: bool) -> int:
