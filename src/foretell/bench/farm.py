@@ -161,7 +161,8 @@ class _Farm:
                     self._drive(client)
                     return self.store.counts(self.campaign)
                 except _Lost:
-                    self._open += [block for block, _ in self._sent.values()]
+                    for block, _ in self._sent.values():
+                        self._put_back(block)
                     self._sent.clear()
                 finally:
                     _close(client)
@@ -192,8 +193,9 @@ class _Farm:
             if client.status != "running" or any(f.status in ("cancelled", "lost") for f in finished):
                 raise _Lost
             if finished:
-                answers = self._ask(lambda f=finished: client.gather([x for x in f if x.status == "finished"]))  # type: ignore[misc]
-                self._take(finished, answers)
+                good = [f for f in finished if f.status == "finished"]
+                answers = self._ask(lambda g=good: client.gather(g))  # type: ignore[misc]
+                self._take(finished, dict(zip((f.key for f in good), answers, strict=True)))
             self._renew(_BEAT_S)
             if not self.slots or time.monotonic() - looked > _SLOTS_S:
                 looked = time.monotonic()
@@ -209,19 +211,22 @@ class _Farm:
                     try_=f"dask worker {self.scheduler}{need}",
                 )  # fmt: skip
 
-    def _take(self, finished: Sequence[Any], answers: list[Any]) -> None:
+    def _put_back(self, block: _Block) -> None:
+        (self._suspects if block.deaths else self._open).append(block)
+
+    def _take(self, finished: Sequence[Any], answers: Mapping[str, Any]) -> None:
         """Keep what came back; what ends the campaign is raised when all the rest is kept."""
         problem: DeviceError | None = None
         for future in finished:
             block, _ = self._sent[future.key]
             try:
-                if future.status == "error":
-                    self._failed(block, future)
+                if future.key in answers:
+                    self._commit(block, answers[future.key])
                 else:
-                    self._commit(block, answers.pop(0))
+                    self._failed(block, future)
+                del self._sent[future.key]
             except DeviceError as e:
                 problem = e
-            del self._sent[future.key]
         if problem is not None:
             raise problem
 
@@ -256,9 +261,12 @@ class _Farm:
             if block is None:
                 return
             key = f"foretell-{uuid.uuid4().hex}"
-            future = self._ask(
-                lambda b=block, k=key: client.submit(label, self._request(b), key=k, pure=False, **options)  # type: ignore[misc]
-            )
+            try:
+                request = self._request(block)
+                future = self._ask(lambda r=request, k=key: client.submit(label, r, key=k, pure=False, **options))  # type: ignore[misc]
+            except _Lost:
+                self._put_back(block)
+                raise
             self._sent[key] = (block, future)
             future.add_done_callback(self._ready.put)
 
