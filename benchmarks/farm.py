@@ -164,7 +164,7 @@ def scaling(a: argparse.Namespace) -> list[dict[str, Any]]:
     a core: how well the farm keeps them busy."""
     core = int(a.cores.split(",")[-1])
     out = []
-    for workers in (1, 2, 4, 8):
+    for workers in (int(w) for w in a.workers.split(",")):
         models = tiny((a.jobs or 40) * workers)
         fake = json.dumps({"estimate": True, "sleep_s": 1.0})
         out.append({"part": "scaling", **timed(models, FAKE, [core] * workers, True, fake)})
@@ -342,7 +342,7 @@ def on_paper(by: dict[str, list[dict[str, Any]]]) -> str:
     for count in (134_912, 10_000_000):
         hours = count * each / 3600
         out.append(
-            [f"{count:,}", f"{hours:,.0f}", *(f"{hours / c:,.1f}" for c in (2, 64, 1000)), f"{count * client_s / 3600:,.1f}"]
+            [f"{count:,}", f"{hours:,.0f}", *(f"{hours / c:,.2f}" for c in (2, 64, 1000)), f"{count * client_s / 3600:,.2f}"]
         )
     return (
         f"\n## On paper\n\nA label is {plain['label_cpu_s']:.3f} s of a processor (the row of the campaign above: "
@@ -362,6 +362,7 @@ def main() -> None:
     arguments.add_argument("part", choices=("labels", "overhead", "scaling", "idle", "kills", "client", "report"))
     arguments.add_argument("--cores", default="0", help="a worker each")
     arguments.add_argument("--jobs", type=int)
+    arguments.add_argument("--workers", default="1,2,4,8", help="numbers of workers, for scaling")
     arguments.add_argument("--most-macs", type=float, default=1e8, help="of a network for Vela")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--sleep", type=float, default=0.1, help="seconds of a job that is to be killed")
