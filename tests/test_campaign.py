@@ -238,6 +238,32 @@ def test_a_damaged_store_is_refused(tmp_path):
         Store(tmp_path)
 
 
+@pytest.mark.parametrize("where", ["BEGIN IMMEDIATE", "COMMIT"])
+def test_an_interrupted_transaction_is_no_obstacle(tmp_path, where):
+    """Ctrl-C right after a statement that the store made by itself: the next transaction is as if it had not begun."""
+    store = prepare(tmp_path / "s.sqlite", 2)
+    real = store._connection()
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def execute(self, sql, *args):
+            if sql == "COMMIT" == where:
+                raise KeyboardInterrupt
+            out = real.execute(sql, *args)
+            if sql == where:
+                raise KeyboardInterrupt
+            return out
+
+    store._local.db = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        store.lease("c", 1, 60.0)
+    store._local.db = real
+    store.release("c")
+    assert store.counts("c") == {"pending": 2}
+
+
 def test_a_newer_store_is_refused(tmp_path):
     db = sqlite3.connect(tmp_path / "s.sqlite")
     db.execute("PRAGMA user_version = 99")

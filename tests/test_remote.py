@@ -321,15 +321,15 @@ GOOD = {
     ],
 )  # fmt: skip
 def test_impossible_figures_from_the_far_side(spoilt):
-    assert isinstance(remote._checked(GOOD, 2, "m"), Run)
+    assert isinstance(remote.checked(GOOD, 2, "m"), Run)
     with pytest.raises(MeasurementError, match="impossible"):
-        remote._checked({**GOOD, **spoilt}, 2, "m")
+        remote.checked({**GOOD, **spoilt}, 2, "m")
 
 
 def test_figures_that_are_no_object():
     for data in (None, [], "x", 3):
         with pytest.raises(MeasurementError, match="impossible"):
-            remote._checked(data, 2, "m")
+            remote.checked(data, 2, "m")
 
 
 # Campaigns

@@ -17,7 +17,7 @@ from foretell import __version__, backends, devices
 from foretell.api import load, zoo_bytes, zoo_names
 from foretell.backends import remote
 from foretell.backends.contract import RunOptions
-from foretell.bench import protocol
+from foretell.bench import farm, protocol
 from foretell.bench.campaign import Progress, Settings, run_campaign, worker_cpus
 from foretell.devices import Device
 from foretell.errors import FitError, MeasurementError, TargetError, UsageError
@@ -77,15 +77,16 @@ class Built:
 
 def plan_build(
     target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0, until_percent: float = 0.0,
-    signal: str = "",
+    signal: str = "", scheduler: str | None = None,
 ) -> Plan:  # fmt: skip
     """Plan a build. With ``until_percent`` there are more benchmarks than fit, to choose from as it goes; with ``signal``
     they are layers whose dimensions an excitation signal drives, which is what flydels are identified from.
 
+    With ``scheduler``, for the workers that it has now; raises as :func:`foretell.bench.farm.run_farm`.
     Raises TargetError or UsageError.
     """
     backend, chosen = backends.resolve(target, precision, threads)
-    workers = len(worker_cpus(chosen))
+    workers = len(worker_cpus(chosen)) if scheduler is None else max(1, farm.slots(scheduler, chosen))
     each = getattr(backend, "seconds_each", SECONDS_PER_ESTIMATE)
     seconds = each if backend.estimate else SECONDS_PER_ENTRY
     choice = _CHOICE if until_percent else 1
@@ -114,8 +115,8 @@ def enqueue(store: Store, campaign: str, models: Sequence[tuple[str, str, str, b
     store.add_jobs(campaign, jobs)
 
 
-def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
-    """Measure the plan's graphs within the budget. Resumes what is there.
+def measure_plan(store: Store, plan: Plan, tell: Tell, scheduler: str | None = None) -> None:
+    """Measure the plan's graphs within the budget, on the workers of ``scheduler`` if given. Resumes what is there.
 
     The real networks are spread among the generated ones, so that drift of the machine meets both alike.
     """
@@ -150,7 +151,7 @@ def measure_plan(store: Store, plan: Plan, tell: Tell) -> None:
             options=_OPTIONS, seconds=max(5.0, min(left, max(_ROUND_S, _ROUND * budget)) if plan.until_percent else left),
             job_seconds=1200.0 if plan.processes == 1 else 120.0,
         )  # fmt: skip
-        run_campaign(store, plan.campaign, plan.target, settings, report)
+        farm.run_farm(store, plan.campaign, plan.target, settings, report, scheduler=scheduler)
         waiting = "pending" in store.counts(plan.campaign)
         if (
             not plan.until_percent
@@ -265,9 +266,11 @@ def worse_than_refined(rows: Sequence[dict[str, Any]]) -> bool:
     return "default" in by and by["default"] > by["refined_roofline"]
 
 
-def build(plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = False) -> Built:
+def build(
+    plan: Plan, store: Store, output: Path, tell: Tell, *, force: bool = False, scheduler: str | None = None
+) -> Built:
     """The whole journey. Raises FitError for a predictor worse than the refined roofline unless ``force``."""
-    measure_plan(store, plan, tell)
+    measure_plan(store, plan, tell, scheduler)
     rows = store.measurements(plan.target.name, plan.campaign)
     usable = protocol.correct_drift([m for m in rows if m.verdict != "failed"])
     train = [m for m in usable if m.source == "generated"]

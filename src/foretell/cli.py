@@ -35,6 +35,9 @@ batch_option = click.option(
 store_option = click.option(
     "--store", type=click.Path(dir_okay=False, path_type=Path), help="Measurement store  [default: in foretell's home]"
 )
+scheduler_option = click.option(
+    "--scheduler", metavar="ADDRESS", help="Measure on the workers of a Dask scheduler, which must be trusted."
+)
 
 
 stores_option = click.option(
@@ -438,13 +441,14 @@ def remove(name: str) -> None:
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
 )
 @store_option
+@scheduler_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and measure nothing.")
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def build(
     backend: str, minutes: float, until_error: float | None, excite: str | None, threads: int, precision: str, seed: int,
-    output: Path | None, store: Path | None, dry_run: bool, force: bool, quiet: bool, form: str,
+    output: Path | None, store: Path | None, scheduler: str | None, dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
@@ -458,8 +462,8 @@ def build(
 
     plan = journey.plan_build(
         backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0,
-        signal=excite or "",
-    )
+        signal=excite or "", scheduler=scheduler,
+    )  # fmt: skip
     if dry_run:
         tables.show(*sheets.plan(plan), form)
         return
@@ -474,7 +478,7 @@ def build(
             line.title = stage
             line.update(share, left, text)
 
-        built = journey.build(plan, _store(store), where, tell, force=force)
+        built = journey.build(plan, _store(store), where, tell, force=force, scheduler=scheduler)
     tables.show(*sheets.judged(built.rows, built.noise_floor, plan.target.name, where, built.predictor.card), form)
     if until_error:
         reached = built.predictor.card.get("held_out_percent")

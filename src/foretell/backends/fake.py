@@ -43,6 +43,8 @@ class Config:
         busy: whether it tells how long arithmetic and memory are busy.
         sleep_s: wall-clock time that a request takes.
         replay: a store's file; a model's recorded measurement is played back instead.
+        log: a file to which the name of every model that is run is appended, with the time.
+        estimate: it says that it is an estimate, as a vendor's compiler is.
     """
 
     op_s: float = 5e10
@@ -62,6 +64,8 @@ class Config:
     busy: bool = False
     sleep_s: float = 0.0
     replay: str = ""
+    log: str = ""
+    estimate: bool = False
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -80,8 +84,10 @@ class Backend:
     """The fake device as a backend."""
 
     name = "fake"
-    estimate = False
     spaces = ("cnn", "transformer", "hybrid", "kernels", "sweep")
+
+    def __init__(self) -> None:
+        self.estimate = Config.from_environment().estimate
 
     def version(self) -> str:
         return "1"
@@ -94,6 +100,9 @@ class Backend:
     def run(self, model: bytes, name: str, target: Target, options: RunOptions) -> Run:
         config = Config.from_environment()
         _misbehave(config, name)
+        if config.log:
+            with open(config.log, "a") as file:
+                file.write(f"{time.time()} {name}\n")
         if config.sleep_s:
             time.sleep(config.sleep_s)
         if config.replay:

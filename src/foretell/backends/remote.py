@@ -85,7 +85,7 @@ class Backend:
         answer = link.ask(request, _RUN_S + _TRANSFER_S)
         if "run" not in answer:
             raise MeasurementError(str(answer.get("error", "an answer without figures"))[:400])
-        run = _checked(answer["run"], len(read(model, name=name).nodes) if options.profile else 0, name)
+        run = checked(answer["run"], len(read(model, name=name).nodes) if options.profile else 0, name)
         there = {k: link.about[k] for k in ("cpu", "machine")}
         return replace(
             run, environment={**run.environment, **there, "device": device.name, "transport": device.transport}
@@ -227,22 +227,27 @@ def close() -> None:
     _links.clear()
 
 
-def _checked(data: Any, nodes: int, name: str) -> Run:
-    """A run from the far side. Raises MeasurementError if it holds anything that a measurement cannot."""
+def checked(data: Any, nodes: int, name: str, *, timed: bool = True) -> Run:
+    """A run from a far side, of a graph with ``nodes`` nodes. What is not ``timed`` may tell its memory only.
+
+    Raises:
+        MeasurementError: it holds anything that a measurement cannot.
+    """
     try:
         run = Run.from_dict(data)
         covered = [n for k in run.kernels for n in k.nodes]
         busy = [b for k in run.kernels for b in (k.compute_busy_s, k.memory_busy_s) if b is not None]
         times = [*run.samples_s, *(k.latency_s for k in run.kernels), *busy]
         good = (
-            len(run.samples_s) > 0
+            (len(run.samples_s) > 0 or (not timed and run.peak_memory_bytes is not None))
             and all(math.isfinite(t) and t >= 0 for t in times)
-            and min(run.samples_s) > 0
+            and all(t > 0 for t in run.samples_s)
             and len(set(covered)) == len(covered)
             and not set(covered) & set(run.eliminated)
             and all(0 <= n < nodes for n in (*covered, *run.eliminated))
             and (run.peak_memory_bytes is None or run.peak_memory_bytes > 0)
             and (run.energy_j is None or (math.isfinite(run.energy_j) and run.energy_j > 0))
+            and all(k.energy_j is None or (math.isfinite(k.energy_j) and k.energy_j >= 0) for k in run.kernels)
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         good = False

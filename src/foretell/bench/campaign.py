@@ -12,11 +12,13 @@ Only a network with which the device fails time and again, with the reference in
 from __future__ import annotations
 
 import base64
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 from foretell import backends
 from foretell.backends.contract import RunOptions
@@ -26,15 +28,32 @@ from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
 from foretell.guard import Child, Limits
 from foretell.host import default_cpus, default_memory
-from foretell.records import Run, Target
-from foretell.store import Job, Store
+from foretell.records import Measurement, Run, Target
+from foretell.store import Job
 
-_BLOCK = 12
+# Jobs a block, by whether they are estimates: of these a child need not be fresh, and its start, up to a second, is
+# spread over more of them.
+BLOCK = {False: 12, True: 64}
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 5
 _MAX_LOSSES = 3  # times that the device may fail while one network runs
-_KEPT = "what is measured is kept; the same command goes on from there"
+_COUNT_S = 60.0
+KEPT = "what is measured is kept; the same command goes on from there"
 _REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
+
+
+class Jobs(Protocol):
+    """What a campaign needs of a :class:`foretell.store.Store`: leases and rows. Each method is described there."""
+
+    def lease(self, campaign: str, count: int, seconds: float) -> list[Job]: ...
+    def renew(self, campaign: str, graphs: Sequence[str], seconds: float, begin: str = "") -> None: ...
+    def release(self, campaign: str) -> None: ...
+    def counts(self, campaign: str) -> dict[str, int]: ...
+    def runs(self, graph: str, target: str, protocol: str) -> dict[int, tuple[Run | None, str, float]]: ...
+    def add_run(
+        self, graph: str, target: str, protocol: str, process: int, run: Run | None, error: str, seconds: float
+    ) -> None: ...
+    def finish(self, campaign: str, measurement: Measurement) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +84,13 @@ class Settings:
 
 
 def worker_cpus(target: Target) -> tuple[tuple[int, ...], ...]:
-    """The cores of each worker. A remote device measures one thing at a time, and needs no core of this machine."""
-    if getattr(backends.get(target.backend), "remote", False):
+    """The cores of each worker. A remote device measures one thing at a time, and needs no core of this machine. An
+    estimate is the same beside a neighbour: each core makes one."""
+    backend = backends.get(target.backend)
+    if getattr(backend, "remote", False):
         return ((),)
+    if backend.estimate and hasattr(os, "sched_getaffinity"):
+        return tuple((core,) for core in sorted(os.sched_getaffinity(0)))
     return default_cpus(target.threads)
 
 
@@ -83,7 +106,7 @@ def reference_model() -> bytes:
 
 
 def run_campaign(
-    store: Store,
+    store: Jobs,
     campaign: str,
     target: Target,
     settings: Settings | None = None,
@@ -120,14 +143,14 @@ class _State:
 
     def __init__(
         self,
-        store: Store,
+        store: Jobs,
         campaign: str,
         target: Target,
         settings: Settings,
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.campaign, self.target = store, campaign, target
-        self.settings, self.report = settings, report
+        self.settings = settings
         backend = backends.get(target.backend)
         self.estimate = backend.estimate
         self.remote = getattr(backend, "remote", False)
@@ -136,7 +159,7 @@ class _State:
         self._lock = threading.Lock()
         self._children: set[Child] = set()
         self._start = time.monotonic()
-        self._finished = 0
+        self._tally = Tally(store, campaign, report, settings.seconds)
 
     def work(self, cpus: tuple[int, ...], ended: threading.Event) -> None:
         """One worker's thread; sets ``ended`` once it holds no lease."""
@@ -170,7 +193,7 @@ class _State:
         """Smaller blocks towards the end, so that the workers end together."""
         counts = self.store.counts(self.campaign)
         left = counts.get("pending", 0)
-        return max(1, min(_BLOCK, left // 4))
+        return max(1, min(BLOCK[self.estimate], left // 4))
 
     def _block(self, jobs: Sequence[Job], cpus: tuple[int, ...]) -> None:
         open_ = {j.graph: j for j in jobs}
@@ -193,7 +216,7 @@ class _State:
             ordered = [runs[j.graph][p] for p in sorted(runs[j.graph])]
             measurement = protocol.judge(j.graph, j.name, self.target, ordered, estimate=self.estimate)
             self.store.finish(self.campaign, measurement)
-            self._tell(j.name)
+            self._tally.finished(j.name, measurement.verdict == "failed")
 
     def _wants(self, job: Job, runs: dict[int, tuple[Run | None, str, float]], process: int) -> bool:
         if any(e for _, e, _ in runs.values()):
@@ -279,7 +302,7 @@ class _State:
                 self._drop(child)
                 wait = next(waits, None)
                 if not isinstance(e, ConnectionLost) or wait is None or self.stop.wait(wait):
-                    raise type(e)(f"{e.what}; {_KEPT}") from None
+                    raise type(e)(f"{e.what}; {KEPT}") from None
 
     def _reference(self, child: Child, limits: Limits) -> float:
         """The figure of the reference network in this child, 0 if the backend cannot run it. Estimates do not drift.
@@ -310,19 +333,55 @@ class _State:
         with self._lock:
             self._children.discard(child)
 
-    def _tell(self, name: str) -> None:
-        if self.report is None:
-            return
+
+class Tally:
+    """Tells how far a campaign is, from any thread.
+
+    The jobs are counted at first and then once a minute, since others may work on them, too: a count of a million takes
+    a third of a second, too much for every job.
+    """
+
+    def __init__(
+        self, store: Jobs, campaign: str, report: Callable[[Progress], None] | None, seconds: float | None
+    ) -> None:
+        self._store, self._campaign, self._report, self._seconds = store, campaign, report, seconds
+        self._lock = threading.Lock()
+        self._start = self._counted = time.monotonic()
+        self._counts = store.counts(campaign)
+        self._total = sum(self._counts.values())
+        self._finished = 0
+
+    def finished(self, name: str, failed: bool) -> None:
+        """A job ended, and is in the store."""
         with self._lock:
             self._finished += 1
-            counts = self.store.counts(self.campaign)
-            total = sum(counts.values())
-            done, failed = counts.get("done", 0), counts.get("failed", 0)
-            elapsed = time.monotonic() - self._start
-            left: float | None = elapsed / self._finished * (total - done - failed)
-            if self.settings.seconds is not None and left is not None:
-                left = max(0.0, min(left, self.settings.seconds - elapsed))
-            self.report(Progress(done, failed, total, elapsed, left, name))
+            state = "failed" if failed else "done"
+            self._counts[state] = self._counts.get(state, 0) + 1
+            self._say(name)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are neither done nor failed."""
+        return self._total - self._counts.get("done", 0) - self._counts.get("failed", 0)
+
+    def say(self, text: str) -> None:
+        """Tell where the campaign stands, with ``text`` in the place of the last job's name."""
+        with self._lock:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._counted > _COUNT_S:
+            self._counts, self._counted = self._store.counts(self._campaign), now
+        if self._report is None:
+            return
+        failed = self._counts.get("failed", 0)
+        done = min(self._counts.get("done", 0), self._total - failed)
+        elapsed = now - self._start
+        left = elapsed / self._finished * (self._total - done - failed) if self._finished else None
+        if self._seconds is not None:
+            left = max(0.0, min(self._seconds - elapsed, float("inf") if left is None else left))
+        self._report(Progress(done, failed, self._total, elapsed, left, text))
 
 
 def _raise_device_error(answer: Mapping[str, object]) -> None:
