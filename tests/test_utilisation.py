@@ -208,10 +208,10 @@ def test_a_cache_of_zigzag_without_busy_times_still_serves(tmp_path, monkeypatch
 
 
 def test_a_far_side_cannot_be_busy_for_less_than_nothing():
-    from foretell.backends.remote import _checked
+    from foretell.backends.remote import checked
 
     kernel = {"op_type": "Conv", "nodes": [0], "tensor": "y", "layout": "", "latency_s": 1e-3, "compute_busy_s": 1e-4}
     good = {"samples_s": [1e-3], "kernels": [kernel]}
-    assert _checked(good, 1, "n").kernels[0].compute_busy_s == 1e-4
+    assert checked(good, 1, "n").kernels[0].compute_busy_s == 1e-4
     with pytest.raises(MeasurementError):
-        _checked({**good, "kernels": [{**kernel, "compute_busy_s": -1.0}]}, 1, "n")
+        checked({**good, "kernels": [{**kernel, "compute_busy_s": -1.0}]}, 1, "n")
