@@ -23,7 +23,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -193,6 +192,8 @@ def declare_torchvision() -> None:
     import torch
 
     global _library
+    if _library is not None:
+        return
     _library = torch.library.Library("torchvision", "DEF")
     for schema in _TORCHVISION:
         with contextlib.suppress(RuntimeError):  # the library did load
@@ -264,24 +265,14 @@ def export_all(names: list[str], output: Path, again: bool) -> int:
     failed: dict[str, str] = json.loads(log.read_text()) if log.exists() else {}
     todo = [n for n in names if not path_of(output, n).exists() and (again or n not in failed)]
     print(f"{len(names)} networks, {len(todo)} to export", flush=True)
+    if todo:
+        warm()
     began = time.monotonic()
     for i, name in enumerate(todo):
         path = path_of(output, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        child = subprocess.Popen(
-            [sys.executable, __file__, "one", name, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            _, err = child.communicate(timeout=SECONDS)
-            reason = "" if child.returncode == 0 else (err.decode(errors="replace").strip().splitlines() or ["?"])[-1]
-        except subprocess.TimeoutExpired:
-            reason = f"took over {SECONDS:.0f} s"
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        reason = in_child(name, path)
         failed.pop(name, None)
         if reason:
             failed[name] = reason[:300]
@@ -290,6 +281,48 @@ def export_all(names: list[str], output: Path, again: bool) -> int:
         print(f"{i + 1}/{len(todo)} {name} {time.monotonic() - start:.1f} s {reason[:120]} ({left / 60:.0f} min left)",
               flush=True)  # fmt: skip
     return len(failed)
+
+
+def warm() -> None:
+    """Import what every child needs and let the exporter fill its tables, once for all children."""
+    import torch
+
+    declare_torchvision()
+    with torch.no_grad():
+        torch.onnx.export(torch.nn.Conv2d(3, 4, 3).eval(), (torch.zeros(1, 3, 8, 8),), dynamo=True, verbose=False)
+
+
+def in_child(name: str, path: Path) -> str:
+    """Export in a forked child; returns why it failed, empty if it did not."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.close(reader)
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            export(name, path)
+            os._exit(0)
+        except BaseException as e:
+            os.write(writer, f"{type(e).__name__}: {e}".encode()[:4000])
+            os._exit(1)
+    os.close(writer)
+    until = time.monotonic() + SECONDS
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(reader)
+            return f"took over {SECONDS:.0f} s"
+        time.sleep(0.05)
+    with os.fdopen(reader, "rb") as f:
+        said = " ".join(f.read().decode(errors="replace").split())
+    return "" if status == 0 else said or f"died with status {status}"
 
 
 def path_of(output: Path, name: str) -> Path:

@@ -20,20 +20,18 @@ import fnmatch
 import importlib
 import os
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foretell.datasets.archives import folder, shipped
 from foretell.datasets.rows import COLUMNS, METRICS, Imported, Source, arrow, schema
 from foretell.errors import FormatError, UsageError
 from foretell.graph.ir import Graph
-from foretell.host import home
 from foretell.records import Measurement, Target
 
 if TYPE_CHECKING:
@@ -42,9 +40,9 @@ if TYPE_CHECKING:
     from foretell.store import Store
 
 SOURCES = (
-    "accel_nasbench", "help", "hw_gpt_bench", "nn_meter",
+    "accel_nasbench", "ai_hub_models", "annette", "help", "hw_gpt_bench", "mlperf_tiny", "ncnn", "neusight", "nn_meter",
+    "pytorch_power_rapl", "qed_usc", "timm", "vitis_ai",
 )  # fmt: skip
-_LIMIT = 2**26  # bytes of a packed graph
 
 
 def _module(source: str) -> Any:
@@ -59,17 +57,8 @@ def describe(source: str) -> Source:
     return described
 
 
-def _shipped() -> Path:
-    return Path(str(resources.files("foretell") / "catalogue"))
-
-
-def folder() -> Path:
-    """Where imported rows are kept."""
-    return home() / "catalogue"
-
-
 def _path(kind: str, source: str) -> Path | None:
-    for base in (folder(), _shipped()):
+    for base in (folder(), shipped()):
         path = base / kind / f"{source}.parquet"
         if path.is_file():
             return path
@@ -287,17 +276,22 @@ def _codes(source: str) -> dict[str, str]:
 
 
 def code_of(source: str, network: str) -> str | None:
-    """The code that a network is rebuilt from, None if the source does not tell."""
-    shared: Callable[[str], tuple[str, str] | None] = getattr(_module(source), "shared_code", lambda _: None)
-    other = shared(network)
-    return _codes(other[0]).get(other[1]) if other else _codes(source).get(network)
+    """The code that a network is rebuilt from, None if nobody tells, or its graph is in no archive that is here."""
+    module = _module(source)
+    if hasattr(module, "code_of"):  # names say it all
+        own: str | None = module.code_of(network)
+        return own
+    if hasattr(module, "shared_code"):  # networks of another source
+        other = module.shared_code(network)
+        return code_of(*other) if other else None
+    code = _codes(source).get(network)
+    if code is None or not getattr(module, "available", lambda _: True)(code):
+        return None
+    return code
 
 
 def networks(source: str) -> tuple[str, ...]:
-    """The networks whose graph :func:`graph_of` can give, in order."""
-    shared = getattr(_module(source), "shared_code", None)
-    if shared is None:
-        return tuple(_codes(source))
+    """The networks of the source's rows whose graph :func:`graph_of` can give, in order."""
     _, words = _codes_of(_table(source), "network")
     return tuple(n for n in sorted(words) if code_of(source, n) is not None)
 
@@ -326,20 +320,6 @@ def graph_of(source: str, network: str, **options: Any) -> Graph:
         FormatError: the graph of this network is not known.
     """
     return _graph(source, network, tuple(sorted(options.items())))
-
-
-def packed(archive: str, member: str) -> bytes:
-    """A file of ``catalogue/graphs/ARCHIVE.zip``. Raises FormatError if it is not there or was damaged."""
-    for base in (folder(), _shipped()):
-        path = base / "graphs" / f"{archive}.zip"
-        if path.is_file():
-            try:
-                with zipfile.ZipFile(path) as z:
-                    if member in z.namelist() and z.getinfo(member).file_size <= _LIMIT:
-                        return z.read(member)
-            except (OSError, zipfile.BadZipFile, EOFError, ValueError) as e:
-                raise FormatError(f"not an archive of graphs: {e}", where=str(path)) from None
-    raise FormatError(f"no graph {member[:120]!r} in {archive}", where="catalogue")
 
 
 def commit(store: Store, source: str, target: str, *, limit: int | None = None, progress: Any = None) -> int:
@@ -382,16 +362,3 @@ def summary(source: str) -> Mapping[str, Any]:
         "rows": rows.num_rows, "targets": len(labels), "networks": len(words), "graphs": len(networks(source)),
         "metrics": metrics, "bytes": os.path.getsize(_path("rows", source) or os.devnull),
     }  # fmt: skip
-
-
-def read_packed(archive: str, member: str, name: str) -> Graph:
-    """Read a packed ONNX file into a graph. Raises FormatError as :func:`packed` or as the reader."""
-    from foretell.formats import read
-
-    return read(packed(archive, member), name=name)
-
-
-__all__: Sequence[str] = (
-    "SOURCES", "Figures", "code_of", "commit", "describe", "figures", "folder", "graph_of", "import_source",
-    "measurements", "networks", "packed", "read_packed", "save", "summary", "table",
-)  # fmt: skip
