@@ -8,13 +8,14 @@ from __future__ import annotations
 import lzma
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
 from foretell.errors import FormatError
 from foretell.formats import read
-from foretell.graph.ir import Graph
+from foretell.graph.ir import Graph, Shape
 from foretell.host import home
 
 _LIMIT = 2**26  # bytes of one file, unpacked
@@ -67,7 +68,7 @@ def has(code: str) -> bool:
     return member in members(archive)
 
 
-def graph(code: str, name: str, *, batch: int | None = None) -> Graph:
+def graph(code: str, name: str, *, batch: int | None = None, shapes: Mapping[str, Shape] | None = None) -> Graph:
     """The graph of ``ARCHIVE/MEMBER``. Raises FormatError as :func:`packed` or as the reader of its format does."""
     archive, _, member = code.partition("/")
-    return read(packed(archive, member), name=name, batch=batch)
+    return read(packed(archive, member), name=name, batch=batch, shapes=shapes)

@@ -68,6 +68,16 @@ def _path(kind: str, source: str) -> Path | None:
 def import_source(source: str, origin: Path) -> int:
     """Read a source's own folder and keep its rows; doing it again changes nothing. Returns the number of rows.
 
+    Raises as :func:`read_source`.
+    """
+    imported = read_source(source, origin)
+    save(imported, source, folder())
+    return int(imported.rows.num_rows)
+
+
+def read_source(source: str, origin: Path) -> Imported:
+    """Rows and codes from a source's own folder.
+
     Raises:
         UsageError: an unknown source.
         FormatError: a file is missing or malformed, or the number of rows is not what the source's module expects.
@@ -85,8 +95,7 @@ def import_source(source: str, origin: Path) -> int:
             f"{count} rows, where {source} has {about.rows[0]} to {about.rows[1]}", where=str(origin),
             try_=f"the files of {about.origin}",
         )  # fmt: skip
-    save(imported, source, folder())
-    return count
+    return imported
 
 
 def save(imported: Imported, source: str, base: Path) -> None:

@@ -9,7 +9,7 @@ from foretell.datasets import archives
 from foretell.datasets.rows import Imported, Source, joined, make, target_name
 from foretell.datasets.sources.tables import read_table
 from foretell.errors import FormatError
-from foretell.graph.ir import Graph
+from foretell.graph.ir import Graph, Shape
 
 SOURCE = Source(
     name="ncnn",
@@ -34,6 +34,8 @@ _NAMES = {
         "hyper-v-core-i7-7700k-gtx-1050-ti",
     "MacBook Pro (13-inch, M1, 2020)": "macbook-pro-m1", "MacBook Air (13-inch, M3, 2024)": "macbook-air-m3",
 }  # fmt: skip
+# Definitions without sizes: their input, and the side of the benchmark's image.
+_SIDES = {"FastestDet": ("in0", 352), "vision_transformer": ("input", 384)}
 _CORES = {0: "", 1: "little", 2: "big"}
 
 
@@ -80,5 +82,7 @@ def available(code: str) -> bool:
 
 
 def graph(network: str, code: str) -> Graph:
-    """The graph of ncnn's own definition of the network."""
-    return archives.graph(code, network)
+    """The graph of ncnn's own definition of the network, at the size of the benchmark."""
+    side = _SIDES.get(network)
+    shapes: dict[str, Shape] | None = {side[0]: (1, 3, side[1], side[1])} if side else None
+    return archives.graph(code, network, shapes=shapes)
