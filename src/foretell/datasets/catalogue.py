@@ -30,6 +30,7 @@ import numpy as np
 
 from foretell.datasets.archives import folder, shipped
 from foretell.datasets.rows import COLUMNS, METRICS, Imported, Source, arrow, schema
+from foretell.devices import Sheet, read_sheet
 from foretell.errors import FormatError, UsageError
 from foretell.graph.ir import Graph
 from foretell.records import Measurement, Target
@@ -329,6 +330,11 @@ def graph_of(source: str, network: str, **options: Any) -> Graph:
         FormatError: the graph of this network is not known.
     """
     return _graph(source, network, tuple(sorted(options.items())))
+
+
+def sheets() -> dict[str, Sheet]:
+    """The data sheets of all devices of the catalogue, by name. Raises TargetError if one was damaged."""
+    return {p.stem: read_sheet(p) for p in sorted((shipped() / "devices").glob("*.toml"))}
 
 
 def commit(store: Store, source: str, target: str, *, limit: int | None = None, progress: Any = None) -> int:

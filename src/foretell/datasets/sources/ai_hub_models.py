@@ -49,8 +49,9 @@ _KINDS = {"Phone": "phone", "Tablet": "phone", "IoT": "board", "XR": "board", "A
 
 
 def slug(device: str) -> str:
-    """``Samsung Galaxy S25 (Proxy)`` -> ``samsung-galaxy-s25-proxy``."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("+", "-plus")).strip("-")
+    """``Samsung Galaxy S25`` -> ``galaxy-s25``, ``Google Pixel 3 XL`` -> ``pixel3xl``: as other sources call them."""
+    plain = re.sub(r"[^a-z0-9]+", "-", device.lower().replace("+", "-plus")).strip("-")
+    return re.sub(r"^google-pixel-(\w+?)(-xl)?$", lambda m: f"pixel{m[1]}{'xl' if m[2] else ''}", plain).removeprefix("samsung-")
 
 
 def read(folder: Path) -> Imported:

@@ -32,6 +32,8 @@ _NAMES = {
         "hyper-v-core-i7-11800h-rtx-3070",
     "Hyper-V Linux Guest with GPU-PV enabled (Intel Core i7-7700K, NVIDIA GeForce GTX 1050 Ti)":
         "hyper-v-core-i7-7700k-gtx-1050-ti",
+    "NVIDIA RTX3090 (GA102 SM x 82 + Tensor Core 328)": "rtx3090", "nVIDIA RTX2080 of Desktop": "rtx2080",
+    "NVIDIA Tesla V100-PCIE-32GB  (GV100 SM x 80 + Tensor Core x 640)": "v100-pcie-32gb",
     "MacBook Pro (13-inch, M1, 2020)": "macbook-pro-m1", "MacBook Air (13-inch, M3, 2024)": "macbook-air-m3",
 }  # fmt: skip
 # Definitions without sizes: their input, and the side of the benchmark's image.
