@@ -16,7 +16,7 @@ pa = pytest.importorskip("pyarrow")
 from foretell import cli  # noqa: E402
 from foretell.datasets import archives, catalogue, rows  # noqa: E402
 from foretell.devices import parse_sheet  # noqa: E402
-from foretell.errors import FormatError, StoreError, TargetError, UsageError  # noqa: E402
+from foretell.errors import FormatError, TargetError, UsageError  # noqa: E402
 from foretell.generate import public  # noqa: E402
 from foretell.generate.spaces import NB201_OPS  # noqa: E402
 from foretell.store import Store  # noqa: E402
@@ -27,6 +27,11 @@ SAMPLES = Path(__file__).parent / "data" / "catalogue"
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def fresh(own_home):
+    """For tests that import: what was read before is forgotten, before and after."""
     clear()
     yield
     clear()
@@ -71,7 +76,7 @@ def test_nn_meter_drops_what_is_suspect():
     got = sample("nn_meter").rows.to_pylist()
     again = [r["latency_s"] for r in got if r["network"] == "squeezenet_1009" and r["target"].startswith("mi9")]
     assert len(again) == 1 and not 0.0156 < again[0] < 0.0159  # measured twice there; the constant one is dropped
-    assert {r["network"] for r in got} >= {"nasbench201_1", "alexnet_1"}
+    assert {r["family"] for r in got} == {"squeezenet", "alexnet"}
     assert all(0 < r["noise"] < 0.1 for r in got)
 
 
@@ -171,7 +176,7 @@ def loosened(monkeypatch, source, least, most):
     monkeypatch.setattr(module, "SOURCE", dataclasses.replace(module.SOURCE, rows=(least, most)))
 
 
-def test_import_is_idempotent_and_used(monkeypatch):
+def test_import_is_idempotent_and_used(monkeypatch, fresh):
     loosened(monkeypatch, "help", 1, 99)
     assert catalogue.import_source("help", SAMPLES / "help") == 36
     path = archives.folder() / "rows" / "help.parquet"
@@ -181,13 +186,13 @@ def test_import_is_idempotent_and_used(monkeypatch):
     assert catalogue.table("help").num_rows == 36  # in place of those that ship
 
 
-def test_counts_are_checked():
+def test_counts_are_checked(fresh):
     with pytest.raises(FormatError, match="36 rows"):
         catalogue.import_source("help", SAMPLES / "help")
     assert not archives.folder().exists()
 
 
-def test_a_missing_file_a_missing_column_and_garbage(tmp_path, monkeypatch):
+def test_a_missing_file_a_missing_column_and_garbage(tmp_path, monkeypatch, fresh):
     with pytest.raises(FormatError, match=r"latency\.parquet"):
         catalogue.import_source("help", tmp_path)
     for name in ("latency", "nasbench201_archs", "fbnet_archs", "ofa_archs"):
@@ -201,7 +206,7 @@ def test_a_missing_file_a_missing_column_and_garbage(tmp_path, monkeypatch):
         catalogue.import_source("help", tmp_path)
 
 
-def test_damaged_rows_are_an_error(monkeypatch):
+def test_damaged_rows_are_an_error(monkeypatch, fresh):
     loosened(monkeypatch, "accel_nasbench", 1, 99)
     catalogue.import_source("accel_nasbench", SAMPLES / "accel_nasbench")
     path = archives.folder() / "rows" / "accel_nasbench.parquet"
@@ -246,8 +251,7 @@ def test_the_newest_version_fills_a_cell():
 
 
 def test_measurements_are_records():
-    found = catalogue.measurements("help", "pixel2", family="ofa") or catalogue.measurements("help", "pixel2")[:5]
-    m = found[0]
+    m = catalogue.measurements("help", "pixel2", family="fbnet")[0]
     assert m.target.device == "pixel2" and m.target.threads == 0 and m.verdict == "ok" and m.graph.startswith("help:")
     assert m.environment["resolution_s"] == pytest.approx(1e-3) and m.energy_j is None and m.noise is None
 
@@ -277,9 +281,6 @@ def test_commit_into_a_store(tmp_path):
     assert again.total_macs == catalogue.graph_of("accel_nasbench", found[0].name).total_macs
     with pytest.raises(UsageError, match="graph"):
         catalogue.commit(store, "accel_nasbench", "nothing")
-    with pytest.raises(StoreError):
-        (tmp_path / "bad.sqlite").write_bytes(b"no database" * 100)
-        catalogue.commit(Store(tmp_path / "bad.sqlite"), "accel_nasbench", "zcu102*", limit=1)
 
 
 # What ships.
