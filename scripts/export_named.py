@@ -153,8 +153,9 @@ def build(name: str) -> tuple[Any, tuple[Any, ...]]:
     if library == "pytorchcv":
         from pytorchcv.model_provider import get_model
 
+        network, _, given = network.partition("@")  # pytorchcv/NAME@300: another size than 224
         module = get_model(network, pretrained=False)
-        side = getattr(module, "in_size", (224, 224))[0]
+        side = int(given) if given else 224
     elif library == "timm":
         import timm
 

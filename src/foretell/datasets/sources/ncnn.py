@@ -47,6 +47,11 @@ def slug(heading: str) -> str:
     return _NAMES.get(heading) or re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-")
 
 
+def _network(name: str) -> str:
+    """Old entries have hyphens where the files have underscores: ``squeezenet-int8``."""
+    return name if name.startswith("yolo") else name.replace("-", "_")
+
+
 def read(folder: Path) -> Imported:
     """Rows and codes from the source's folder. Raises FormatError if a file is missing or holds something else."""
     columns = ("device", "run_id", "num_threads", "powersave", "gpu_device", "gpu_name", "model", "min_ms", "max_ms", "avg_ms")
@@ -69,7 +74,7 @@ def read(folder: Path) -> Imported:
             len(found), target=target_name(slug(heading), backend, "unknown", where), original=heading,
             device=slug(heading), kind="gpu" if where == "gpu" else "board", backend=backend, precision="unknown",
             threads=None if where == "gpu" else int(str(found[0]["num_threads"])), batch=1,
-            network=[str(r["model"]).replace("-", "_") if "yolo-" not in str(r["model"]) else str(r["model"]) for r in found],
+            network=[_network(str(r["model"])) for r in found],
             family="ncnn", version=f"{run:04d}", latency_s=[v / 1e3 for v in low],
             noise=[(b - a) / 2 / m if m > 0 else 0.0 for a, b, m in zip(low, high, average, strict=True)],
             resolution_s=1e-5, estimate=False,
