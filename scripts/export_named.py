@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 900.0
-KEPT_BYTES = 4096  # integer constants are kept; floating-point ones above this are external without a file
+KEPT_BYTES = 64  # of a floating-point constant; larger ones, weights, are external without a file. Integer ones are kept
 
 _SEG = {
     f"mit-b{i}": {"depths": d, "hidden_sizes": h}

@@ -381,6 +381,21 @@ def test_nasbench201_whole_and_pruned():
             public.cell_of(bad)
 
 
+def test_named_networks_have_the_published_flops():
+    """qed_usc publishes FLOPs: two a multiply-accumulate, and a few percent of other work."""
+    import pyarrow.parquet as pq
+
+    seen = 0
+    for r in pq.read_table(SAMPLES / "qed_usc/models.parquet").to_pylist():
+        if r["family"] != "nas" and catalogue.code_of("qed_usc", r["model"]) is not None:
+            assert 2 * catalogue.graph_of("qed_usc", r["model"]).total_macs == pytest.approx(r["flops"], rel=0.03)
+            seen += 1
+    assert seen >= 2
+    assert len(catalogue.networks("qed_usc")) > 110
+    batched = catalogue.graph_of("qed_usc", "mobilenet_w1", batch=8)
+    assert batched.total_macs == 8 * catalogue.graph_of("qed_usc", "mobilenet_w1").total_macs
+
+
 def test_batches_scale_the_work():
     for source, network in (("help", "nasbench201/7"), ("help", "fbnet/7"), ("help", "ofa/7"), ("accel_nasbench", "1")):
         one, many = (catalogue.graph_of(source, network, batch=b) for b in (1, 32))
