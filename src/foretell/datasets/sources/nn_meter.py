@@ -28,8 +28,8 @@ SOURCE = Source(
 # Source's name -> (target, device, kind, backend, precision, version)
 DEVICES = {
     "cortexA76cpu_tflite21": ("pixel4-tflite-f32-1t", "pixel4", "phone", "tflite", "f32", "2.1"),
-    "adreno640gpu_tflite21": ("mi9-tflite-f16-gpu", "mi9", "phone", "tflite", "f16", "2.1"),
-    "adreno630gpu_tflite21": ("pixel3xl-tflite-f16-gpu", "pixel3xl", "phone", "tflite", "f16", "2.1"),
+    "adreno640gpu_tflite21": ("mi9-tflite-gpu", "mi9", "phone", "tflite", "unknown", "2.1"),
+    "adreno630gpu_tflite21": ("pixel3xl-tflite-gpu", "pixel3xl", "phone", "tflite", "unknown", "2.1"),
     "myriadvpu_openvino2019r2": ("ncs2-openvino-f16", "ncs2", "npu", "openvino", "f16", "2019R2"),
 }
 
