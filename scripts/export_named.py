@@ -170,11 +170,12 @@ def build(name: str) -> tuple[Any, tuple[Any, ...]]:
     elif library == "torchvision":
         import torchvision.models as tv
 
+        network, _, given = network.partition("@")
         extra = {"aux_logits": False, "init_weights": False} if network in ("googlenet", "inception_v3") else {}
         if network in tv.list_models(module=tv.segmentation):
             extra = {"weights_backbone": None}
         module = tv.get_model(network, weights=None, **extra)
-        side = 299 if network == "inception_v3" else 224
+        side = int(given) if given else 299 if network == "inception_v3" else 224
     elif library == "transformers":
         import transformers
 

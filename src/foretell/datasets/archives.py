@@ -1,6 +1,7 @@
 """Archives of model files without weights: one zip a library, NETWORK.onnx and the like in it; its directory is the index.
 
-They ship in ``foretell/catalogue/graphs``; files in ``home()/catalogue/graphs`` are used in their place.
+They ship in ``foretell/catalogue/graphs``; files in ``home()/catalogue/graphs`` are used in their place. The archive ``zoo``
+is the zoo that ships with foretell.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from foretell.formats import read
 from foretell.graph.ir import Graph, Shape
 from foretell.host import home
 
+ZOO = "zoo"
 _LIMIT = 2**26  # bytes of one file, unpacked
 
 
@@ -65,10 +67,15 @@ def packed(archive: str, member: str) -> bytes:
 def has(code: str) -> bool:
     """Whether ``ARCHIVE/MEMBER`` is there."""
     archive, _, member = code.partition("/")
-    return member in members(archive)
+    return _zoo(member).is_file() if archive == ZOO else member in members(archive)
+
+
+def _zoo(member: str) -> Path:
+    return Path(str(resources.files("foretell") / "zoo")) / Path(member).name
 
 
 def graph(code: str, name: str, *, batch: int | None = None, shapes: Mapping[str, Shape] | None = None) -> Graph:
     """The graph of ``ARCHIVE/MEMBER``. Raises FormatError as :func:`packed` or as the reader of its format does."""
     archive, _, member = code.partition("/")
-    return read(packed(archive, member), name=name, batch=batch, shapes=shapes)
+    model = _zoo(member) if archive == ZOO else packed(archive, member)
+    return read(model, name=name, batch=batch, shapes=shapes)

@@ -25,20 +25,20 @@ SOURCE = Source(
     "'(Proxy)': the same chip on another board. Graphs of networks that torchvision or timm define; those of "
     "copyleft-licensed networks are left out.",
 )
-# Network here -> archive member. Names, and for the networks whose name says no size, torchvision's default size.
+# Network here -> archive member: architecture, checkpoint's variant and input size are those of models.csv.
 NAMED = {
-    "convnext_base": "torchvision/convnext_base", "convnext_tiny": "torchvision/convnext_tiny",
-    "densenet121": "torchvision/densenet121", "dla102x": "timm/dla102x@224", "efficientnet_b0": "torchvision/efficientnet_b0",
-    "efficientnet_b4": "torchvision/efficientnet_b4", "efficientnet_v2_s": "torchvision/efficientnet_v2_s",
-    "googlenet": "torchvision/googlenet", "inception_v3": "torchvision/inception_v3", "mnasnet05": "torchvision/mnasnet0_5",
-    "mobilenet_v2": "torchvision/mobilenet_v2", "mobilenet_v3_large": "torchvision/mobilenet_v3_large",
-    "mobilenet_v3_small": "torchvision/mobilenet_v3_small", "regnet": "torchvision/regnet_x_3_2gf",
+    "convnext_base": "torchvision/convnext_base", "convnext_tiny": "zoo/convnext_tiny",
+    "densenet121": "zoo/densenet121", "dla102x": "timm/dla102x@224", "efficientnet_b0": "zoo/efficientnet_b0",
+    "levit": "transformers/levit-128S", "fcn_resnet50": "torchvision/fcn_resnet50", "efficientnet_v2_s": "torchvision/efficientnet_v2_s@384",
+    "googlenet": "zoo/googlenet", "inception_v3": "torchvision/inception_v3", "mnasnet05": "zoo/mnasnet0_5",
+    "mobilenet_v2": "zoo/mobilenetv2_100", "mobilenet_v3_large": "zoo/mobilenetv3_large_100",
+    "mobilenet_v3_small": "zoo/mobilenetv3_small_100", "regnet": "torchvision/regnet_x_3_2gf",
     "regnet_y_800mf": "torchvision/regnet_y_800mf", "resnet101": "torchvision/resnet101",
-    "resnet18": "torchvision/resnet18", "resnet50": "torchvision/resnet50", "resnext101": "torchvision/resnext101_32x8d",
-    "resnext50": "torchvision/resnext50_32x4d", "sequencer2d": "timm/sequencer2d_s@224",
-    "shufflenet_v2": "torchvision/shufflenet_v2_x1_0", "squeezenet1_1": "torchvision/squeezenet1_1",
+    "resnet18": "zoo/resnet18", "resnet50": "zoo/resnet50", "resnext101": "torchvision/resnext101_32x8d",
+    "resnext50": "zoo/resnext50_32x4d", "sequencer2d": "timm/sequencer2d_s@224",
+    "shufflenet_v2": "zoo/shufflenet_v2_x1_0", "squeezenet1_1": "torchvision/squeezenet1_1",
     "swin_base": "torchvision/swin_b", "swin_small": "torchvision/swin_s", "swin_tiny": "torchvision/swin_t",
-    "vit": "torchvision/vit_b_16", "wideresnet50": "torchvision/wide_resnet50_2", "efficientvit_b2_cls": "timm/efficientvit_b2@224",
+    "vit": "torchvision/vit_b_16", "wideresnet50": "zoo/wide_resnet50_2", "efficientvit_b2_cls": "timm/efficientvit_b2@224",
     "efficientvit_l2_cls": "timm/efficientvit_l2@224",
 }  # fmt: skip
 _COLUMNS = (
@@ -88,5 +88,5 @@ def available(code: str) -> bool:
 
 
 def graph(network: str, code: str, *, batch: int | None = None) -> Graph:
-    """The graph of a network that torchvision or timm knows by name."""
+    """The graph of a network that torchvision, timm or transformers knows by name."""
     return archives.graph(code, network, batch=batch)

@@ -27,6 +27,13 @@ DEVICES = {
     "pro6000maxq": ("rtx-pro-6000-max-q", "gpu"), "i9_10940x": ("core-i9-10940x", "cpu"),
     "i7_12700h": ("core-i7-12700h", "cpu"),
 }  # fmt: skip
+# Networks of the zoo, which are timm's or equal to them, and the size at which they are there.
+ZOO = {f"{name}@{size}": name for size, names in {
+    224: "convnext_tiny densenet121 dla34 efficientformerv2_s0 efficientnet_b0 efficientnetv2_rw_t levit_128 "
+    "maxvit_tiny_tf_224 mixer_s32_224 mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 mobileone_s0 nfnet_l0 "
+    "poolformer_s12 resnet18 resnet50 resnext50_32x4d vit_small_patch16_224 vit_tiny_patch16_224",
+    256: "cspdarknet53 fastvit_t8",
+}.items() for name in names.split()}  # fmt: skip
 _PRECISIONS = {"amp": "f16", "amp_bf16": "amp_bf16", "bf16": "bf16", "fp32": "f32"}
 
 
@@ -48,7 +55,7 @@ def read(folder: Path) -> Imported:
             "gpu" if kind == "gpu" else "", "nhwc" if first["layout"] == "nhwc" else "", "compiled" if first["dynamo"] else ""
         ) if w)  # fmt: skip
         networks = [f"{r['model']}@{r['img_size']}" for r in found]
-        codes |= {n: f"timm/{n}.onnx" for n in networks}
+        codes |= {n: f"zoo/{ZOO[n]}.onnx" if n in ZOO else f"timm/{n}.onnx" for n in networks}
         out.append(make(
             len(found), target=target_name(device, "torch", precision, where), original=str(first["file"]), device=device,
             kind=kind, backend="torch", precision=precision, batch=[int(float(str(r["batch_size"]))) for r in found],
