@@ -9,8 +9,8 @@ downloaded). Each network is exported by a child of its own, so that one that fa
 with it. What is there is not exported again; what failed is written to failed.json with its reason, and tried again
 with --again.
 
-Needs torch, onnxscript and the library. The torchvision wheel may be linked to CUDA: its operators' schemas are declared
-first, so that it imports beside a CPU build of torch (with ``pip install --no-deps torchvision``).
+Needs torch, onnxscript and the library. The torchvision wheel may be linked to CUDA: its operators' schemas are
+declared first, so that it imports beside a CPU build of torch (with ``pip install --no-deps torchvision``).
 
 Only architectures are exported: no trained weight is loaded, and none is in the files. Libraries whose code is under a
 copyleft licence are not here.
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 900.0
-KEPT_BYTES = 64  # of a floating-point constant; larger ones, weights, are external without a file. Integer ones are kept
+KEPT_BYTES = 64  # of a floating-point constant; larger ones, weights, are external without a file
 
 _SEG = {
     f"mit-b{i}": {"depths": d, "hidden_sizes": h}
@@ -90,7 +90,8 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any], int]] = {
         **{k: v for k, v in _SIZES[n].items() if k != "intermediate_size"}, "patch_size": 14}, 224)
        for n in ("small", "base", "large")},
     **{f"focalnet-{n}": ("FocalNetForImageClassification", "FocalNetConfig",
-                         {k: v for k, v in _SWIN[n].items() if k != "num_heads"}, 224) for n in ("tiny", "small", "base")},
+                         {k: v for k, v in _SWIN[n].items() if k != "num_heads"}, 224)
+       for n in ("tiny", "small", "base")},
     **{f"levit-{n}": ("LevitForImageClassificationWithTeacher", "LevitConfig", {
         "hidden_sizes": h, "num_attention_heads": a, "depths": d, "key_dim": [k] * 3}, 224)
        for n, (h, a, d, k) in _LEVIT.items()},
@@ -98,8 +99,10 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any], int]] = {
         "depths": [d, d, 3 * d, d],
         "hidden_sizes": [64, 128, 320, 512] if c == 64 else [96, 192, 384, 768]}, 224) for n, (d, c) in _POOL.items()},
     **{f"pvt-{n}-224": ("PvtForImageClassification", "PvtConfig", {"depths": d}, 224)
-       for n, d in (("tiny", [2, 2, 2, 2]), ("small", [3, 4, 6, 3]), ("medium", [3, 4, 18, 3]), ("large", [3, 8, 27, 3]))},
-    **{f"swiftformer-{n}": ("SwiftFormerForImageClassification", "SwiftFormerConfig", {"depths": d, "embed_dims": e}, 224)
+       for n, d in (("tiny", [2, 2, 2, 2]), ("small", [3, 4, 6, 3]), ("medium", [3, 4, 18, 3]),
+                    ("large", [3, 8, 27, 3]))},
+    **{f"swiftformer-{n}": ("SwiftFormerForImageClassification", "SwiftFormerConfig",
+                                {"depths": d, "embed_dims": e}, 224)
        for n, d, e in (("xs", [3, 3, 6, 4], [48, 56, 112, 220]), ("s", [3, 3, 9, 6], [48, 64, 168, 224]),
                        ("l1", [4, 3, 10, 5], [48, 96, 192, 384]), ("l3", [4, 4, 12, 6], [64, 128, 320, 512]))},
     # In transformers before 5 only:
@@ -241,7 +244,7 @@ def export(name: str, path: Path) -> None:
 
 
 def strip(proto: Any) -> Any:
-    """Leave out weights, comments and metadata; large float constants stay as external data with no file behind them."""
+    """Leave out weights, comments and metadata; large constants stay as external data with no file behind them."""
     for t in proto.graph.initializer:
         size = max(len(t.raw_data), 4 * len(t.float_data), 8 * len(t.int64_data))
         if size > (KEPT_BYTES if t.data_type in (1, 10, 11, 16) else 2**16):
@@ -253,7 +256,8 @@ def strip(proto: Any) -> Any:
             entry.key, entry.value = "location", "absent"
     del proto.metadata_props[:]
     proto.doc_string = ""
-    for group in (proto.graph.node, proto.graph.value_info, proto.graph.input, proto.graph.output, proto.graph.initializer):
+    g = proto.graph
+    for group in (g.node, g.value_info, g.input, g.output, g.initializer):
         for item in group:
             item.doc_string = ""
             del item.metadata_props[:]
@@ -332,7 +336,7 @@ def path_of(output: Path, name: str) -> Path:
 
 
 def pack(folder: Path, output: Path) -> None:
-    """One archive a library, LIBRARY.zip with NETWORK.onnx in it: the archive's directory is the index. Reproducible."""
+    """One archive a library, LIBRARY.zip with NETWORK.onnx in it: its directory is the index. Reproducible."""
     output.mkdir(parents=True, exist_ok=True)
     for library in sorted(p for p in folder.iterdir() if p.is_dir()):
         files = sorted(library.glob("*.onnx"))

@@ -2,9 +2,9 @@
 
     python scripts/pack_catalogue.py data src/foretell/catalogue
 
-``data`` holds one folder a source, as ``foretell dataset import SOURCE --from data/SOURCE`` takes it. Archives of networks
-that libraries know by name come from scripts/export_named.py. TFLite files are packed with their large constants set to
-zero: the reader keeps no weight, and zeros compress.
+``data`` holds one folder a source, as ``foretell dataset import SOURCE --from data/SOURCE`` takes it. Archives of
+networks that libraries know by name come from scripts/export_named.py. TFLite files are packed with their large
+constants set to zero: the reader keeps no weight, and zeros compress.
 """
 
 from __future__ import annotations

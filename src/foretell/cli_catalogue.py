@@ -20,7 +20,8 @@ def sources_command(form: str) -> None:
     for name in catalogue.SOURCES:
         about = catalogue.describe(name)
         entry: dict[str, Any] = {"name": name, "title": about.title, "origin": about.origin, "licence": about.licence,
-                 "citation": about.citation, "graphs": about.graphs, "ships": about.ships, "note": about.note}  # fmt: skip
+                 "citation": about.citation, "graphs": about.graphs, "ships": about.ships,
+                                 "note": about.note}  # fmt: skip
         try:
             entry |= catalogue.summary(name)
         except FormatError:  # not shipped and not imported
@@ -47,7 +48,9 @@ def sources_command(form: str) -> None:
     "--from", "origin", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The source's own folder; without it, the rows that ship with foretell.",
 )  # fmt: skip
-@click.option("--store", type=click.Path(dir_okay=False, path_type=Path), help="Also put rows into a measurement store.")
+@click.option(
+    "--store", type=click.Path(dir_okay=False, path_type=Path), help="Also put rows into a measurement store."
+)
 @click.option("--target", help="Which target's rows go into the store.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many of them.")
 def import_command(source: str, origin: Path | None, store: Path | None, target: str | None, limit: int | None) -> None:
@@ -65,7 +68,8 @@ def import_command(source: str, origin: Path | None, store: Path | None, target:
     if origin is not None:
         catalogue.import_source(source, origin)
     s = catalogue.summary(source)
-    click.echo(f"{source}: {s['rows']} rows, {s['targets']} targets, {s['networks']} networks, {s['graphs']} with a graph")
+    counts = ", ".join(f"{s[k]} {k}" for k in ("rows", "targets", "networks"))
+    click.echo(f"{source}: {counts}, {s['graphs']} with a graph")
     if store is not None and target is not None:
         from foretell.store import Store
 

@@ -1,7 +1,7 @@
-"""Archives of model files without weights: one zip a library, NETWORK.onnx and the like in it; its directory is the index.
+"""Archives of model files without weights: one zip a library, NETWORK.onnx in it; its directory is the index.
 
-They ship in ``foretell/catalogue/graphs``; files in ``home()/catalogue/graphs`` are used in their place. The archive ``zoo``
-is the zoo that ships with foretell.
+They ship in ``foretell/catalogue/graphs``; files in ``home()/catalogue/graphs`` are used in their place. The archive
+``zoo`` is the zoo that ships with foretell.
 """
 
 from __future__ import annotations

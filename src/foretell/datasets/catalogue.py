@@ -1,6 +1,6 @@
 """The catalogue: measurements that others published, as rows of one shape, and the graphs that they belong to.
 
-    figures("help", "latency_s", family="nasbench201").values     networks x targets, SI units, nan where nobody measured
+    figures("help", "latency_s", family="nasbench201").values     networks x targets, SI units, nan for none
     measurements("nn_meter", "pixel4-tflite-f32-1t")              the same rows as records
     graph_of("help", "nasbench201/7")                             the network of a row
 
@@ -152,7 +152,9 @@ def _table(source: str) -> pa.Table:
         return pq.read_table(path, read_dictionary=words).cast(schema(pa)).combine_chunks()
     except (OSError, pa.ArrowException, KeyError) as e:
         reason = str(e).splitlines()[0][:120]
-        raise FormatError(f"not rows of the catalogue: {reason}", where=str(path), try_="import the source again") from None
+        raise FormatError(
+            f"not rows of the catalogue: {reason}", where=str(path), try_="import the source again"
+        ) from None
 
 
 def table(source: str, *, targets: str = "*", family: str = "*") -> pa.Table:

@@ -2,8 +2,8 @@
 
 A row is one network on one target. ``latency_s`` is the time of one run of ``batch`` inputs, ``energy_j`` and
 ``power_w`` belong to one run too unless the source's note says otherwise, ``throughput_per_s`` counts inputs.
-``noise`` and ``energy_noise`` are relative standard deviations over the source's repeats; ``resolution_s`` is the step of
-a figure that was rounded (a millisecond, say). ``original`` is the source's own name of the target.
+``noise`` and ``energy_noise`` are relative standard deviations over the source's repeats; ``resolution_s`` is the step
+of a figure that was rounded (a millisecond, say). ``original`` is the source's own name of the target.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Imported:
-    """Rows, and what the graphs of their networks are rebuilt from: network -> code, for :func:`graph` of the source."""
+    """Rows, and what the graphs of their networks are rebuilt from: network -> code, for the source's ``graph``."""
 
     rows: pa.Table
     codes: Mapping[str, str]

@@ -1,10 +1,10 @@
 """Read ANNETTE's network graphs, and those of MMdnn that they are made from, both JSON, into graphs in ONNX's words.
 
-ANNETTE (https://github.com/embedded-machine-learning/annette): ``{"layers": {name: {"type", "parents", "output_shape", ...}}}``.
-MMdnn (https://github.com/microsoft/MMdnn, its intermediate representation): ``{"node": [{"name", "op", "input", "attr"}]}``.
+ANNETTE (https://github.com/embedded-machine-learning/annette): ``{"layers": {name: {"type", "parents", ...}}}``. MMdnn
+(https://github.com/microsoft/MMdnn, its intermediate representation): ``{"node": [{"name", "op", "input", "attr"}]}``.
 Feature maps in the files are N, H, W, C, those of a graph N, C, H, W. Batches that are open become 1. Groups of a
-convolution follow from the channels that its kernel has; paddings are corrected at the end of a map where the shape that
-the file gives asks for it (Caffe's rounding, "same" padding).
+convolution follow from the channels that its kernel has; paddings are corrected at the end of a map where the shape
+that the file gives asks for it (Caffe's rounding, "same" padding).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from foretell.graph.ir import Graph, Shape
 _MAX_BYTES = 2**25
 _TO_NCHW = (0, 3, 1, 2)
 _SIMPLE = {
-    "Relu": "Relu", "LeakyRelu": "LeakyRelu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus", "Elu": "Elu",
-    "PRelu": "PRelu", "HardSwish": "HardSwish", "Exp": "Exp", "Sqrt": "Sqrt", "Mish": "Mish",
+    "Relu": "Relu", "LeakyRelu": "LeakyRelu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus",
+    "Elu": "Elu", "PRelu": "PRelu", "HardSwish": "HardSwish", "Exp": "Exp", "Sqrt": "Sqrt", "Mish": "Mish",
 }  # fmt: skip
 _BINARY = {"Add": "Add", "Mul": "Mul", "Sub": "Sub", "RealDiv": "Div", "Div": "Div", "Maximum": "Max", "Minimum": "Min"}
 _SAME = frozenset(("Dropout", "Identity"))
@@ -80,7 +80,10 @@ def read_annette(model: str | os.PathLike[str] | bytes, *, name: str | None = No
         content = json.loads(data)
     except (ValueError, RecursionError) as e:
         raise FormatError(f"not JSON: {str(e)[:100] or type(e).__name__}", where=where) from None
-    if not isinstance(content, dict) or not (isinstance(content.get("layers"), dict) or isinstance(content.get("node"), list)):
+    known = isinstance(content, dict) and (
+        isinstance(content.get("layers"), dict) or isinstance(content.get("node"), list)
+    )
+    if not known:
         raise FormatError("not a graph of ANNETTE or MMdnn", where=where, try_="a JSON object with layers or node")
     try:
         layers = _annette(content["layers"]) if "layers" in content else _mmdnn(content["node"])
@@ -131,7 +134,8 @@ def _mmdnn(nodes: Sequence[Any]) -> list[_Layer]:
         attr = node.get("attr", {})
         shape = attr["_output_shapes"]["list"]["shape"][0]
         sizes = {
-            k: _ints(attr[k]["list"]["i"]) for k in ("kernel_shape", "strides", "pads", "dilations") if "list" in attr.get(k, {})
+            k: _ints(attr[k]["list"]["i"])
+            for k in ("kernel_shape", "strides", "pads", "dilations") if "list" in attr.get(k, {})
         }
         kind = base64.b64decode(attr["pooling_type"]["s"]) if "s" in attr.get("pooling_type", {}) else b""
         out.append(_Layer(
@@ -271,7 +275,8 @@ def _concat(r: _Reader, layer: _Layer, xs: list[str]) -> str:
         return r.op("Concat", xs, axis=1)  # flattened maps, whose joint shape files give with four dimensions
     for axis in range(1, len(out)):
         rest = [(*s[:axis], *s[axis + 1 :]) for s in (*shapes, out)]
-        if all(len(s) == len(out) for s in shapes) and len(set(rest)) == 1 and sum(s[axis] for s in shapes) == out[axis]:
+        alike = all(len(s) == len(out) for s in shapes) and len(set(rest)) == 1
+        if alike and sum(s[axis] for s in shapes) == out[axis]:
             return r.op("Concat", xs, axis=axis)
     raise ShapeError(f"{shapes[:4]} do not join to {out}", where=r.at())
 
@@ -314,7 +319,8 @@ def _sliced(r: _Reader, layer: _Layer, xs: list[str]) -> str:
     if len(shape) != len(out) or any(o > s for o, s in zip(out, shape, strict=True)):
         raise ShapeError(f"{out} is no part of {shape}", where=r.at())
     axes = [i for i in range(1, len(out)) if out[i] != shape[i]] or [1]
-    return r.op("Slice", [xs[0], r.const([shape[a] - out[a] for a in axes]), r.const([shape[a] for a in axes]), r.const(axes)])
+    starts, ends = [shape[a] - out[a] for a in axes], [shape[a] for a in axes]
+    return r.op("Slice", [xs[0], r.const(starts), r.const(ends), r.const(axes)])
 
 
 def _norm(r: _Reader, layer: _Layer, xs: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Put a graph together node by node from a file whose layers are not ONNX's: shapes follow from the op table.
 
-What the readers of layer formats (ncnn, ANNETTE) share. Feature maps are N, C, H, W; everything that comes from the file
-is checked here or by :func:`foretell.graph.check.check`.
+What the readers of layer formats (ncnn, ANNETTE) share. Feature maps are N, C, H, W; everything that comes from the
+file is checked here or by :func:`foretell.graph.check.check`.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Assembly:
         pads: tuple[int, int, int, int], group: int, bias: bool, *, transposed: bool = False, dtype: str = "f32",
         extra: tuple[int, int] = (0, 0),
     ) -> str:  # fmt: skip
-        """A convolution over (N, C, H, W). ``pads`` are top, left, bottom, right; ``extra`` is a transposed one's output
-        padding."""
+        """A convolution over (N, C, H, W). ``pads`` are top, left, bottom, right; ``extra`` pads the output of a
+        transposed one."""
         shape = self.shape(x)
         sizes = (channels, *kernel, *strides, *dilations, group)
         if len(shape) != 4 or any(not 1 <= s <= MAX_DIM for s in sizes) or max(kernel) > MAX_KERNEL:

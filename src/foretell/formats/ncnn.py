@@ -1,9 +1,10 @@
 """Read ncnn's text definitions (``.param``) into graphs, in ONNX's words.
 
-A file is a list of layers: type, name, counts of inputs and outputs, their names, then ``key=value`` settings with numeric
-keys (https://github.com/Tencent/ncnn/wiki/param-and-model-file-structure, .../operation-param-weight-table). Weights lie
-in another file and are not needed. Blobs have no batch: (w), (h, w) or (c, h, w); graphs have batch 1. Key -23330
-annotates output shapes; they must be what the layers compute, and are all that is known of a layer without a rule.
+A file is a list of layers: type, name, counts of inputs and outputs, their names, then ``key=value`` settings with
+numeric keys (https://github.com/Tencent/ncnn/wiki/param-and-model-file-structure, .../operation-param-weight-table).
+Weights lie in another file and are not needed. Blobs have no batch: (w), (h, w) or (c, h, w); graphs have batch 1. Key
+-23330 annotates output shapes; they must be what the layers compute, and are all that is known of a layer without a
+rule.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ _UNARY = {
     "Sigmoid": "Sigmoid", "TanH": "Tanh", "HardSwish": "HardSwish", "GELU": "Gelu", "Mish": "Mish", "ELU": "Elu",
     "SELU": "Selu", "AbsVal": "Abs", "Exp": "Exp", "Log": "Log", "PReLU": "PRelu", "BNLL": "Softplus",
 }  # fmt: skip
-_UNARY_OP = ("Abs", "Neg", "Floor", "Ceil", "Mul", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin", "Acos",
-             "Atan", "Reciprocal", "Tanh", "Log", "Round", "Floor")  # fmt: skip
+_UNARY_OP = ("Abs", "Neg", "Floor", "Ceil", "Mul", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
+             "Acos", "Atan", "Reciprocal", "Tanh", "Log", "Round", "Floor")  # fmt: skip
 _BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Sub", "Div")
 _ELTWISE = ("Mul", "Add", "Max")
 _REDUCTIONS = ("ReduceSum", "ReduceSum", "ReduceSumSquare", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
@@ -42,7 +42,9 @@ def _input(r: Reader, layer: Layer, xs: list[str]) -> str:
         w, h, c = (layer.get(k) for k in (0, 1, 2))
         sizes = tuple(v for v in (c, h, w) if v)
         if not sizes or min(sizes) < 1:
-            raise ShapeError(f"unbound dimensions: {layer.name}", where=r.where, try_=f"--shape {layer.name}=1x3x224x224")
+            raise ShapeError(
+                f"unbound dimensions: {layer.name}", where=r.where, try_=f"--shape {layer.name}=1x3x224x224"
+            )
         shape = (1, *sizes)
     return r.input(r.free(layer.outputs[0] if layer.outputs else layer.name), shape)
 
@@ -87,8 +89,8 @@ def _convolution(r: Reader, layer: Layer, xs: list[str]) -> str:
     pads = _pads(r, layer, r.shape(x)[2:], kernel, strides, dilations, (4, 14, 16, 15))
     if layer.type.startswith("Deconv"):
         extra = (layer.get(19), layer.get(18))
-        y = r.conv(x, channels, kernel, strides, dilations, pads, group, layer.get(5) == 1, transposed=True, dtype=dtype,
-                   extra=extra)  # fmt: skip
+        y = r.conv(x, channels, kernel, strides, dilations, pads, group, layer.get(5) == 1, transposed=True,
+                   dtype=dtype, extra=extra)  # fmt: skip
     else:
         y = r.conv(x, channels, kernel, strides, dilations, pads, group, layer.get(5) == 1, dtype=dtype)
     return r.activated(y, layer, 9, 10)
@@ -397,12 +399,15 @@ RULES: dict[str, tuple[int, Callable[[Reader, Layer, list[str]], str | list[str]
     "InnerProduct": (1, _inner_product), "Gemm": (1, _gemm), "MatMul": (2, _matmul),
     "MultiHeadAttention": (1, _attention), "Pooling": (1, _pooling),
     "ReLU": (1, _relu), "Clip": (1, _clip), "Swish": (1, lambda r, layer, xs: r.silu(xs[0])),
-    "HardSigmoid": (1, lambda r, layer, xs: r.op("HardSigmoid", xs[:1], alpha=layer.real(0, 0.2), beta=layer.real(1, 0.5))),
+    "HardSigmoid": (
+        1, lambda r, layer, xs: r.op("HardSigmoid", xs[:1], alpha=layer.real(0, 0.2), beta=layer.real(1, 0.5))
+    ),
     **{name: (1, _unary) for name in (*_UNARY, "UnaryOp") if name != "PReLU"},
     "PReLU": (1, lambda r, layer, xs: r.op("PRelu", [xs[0], r.weight(1)])),
     "BinaryOp": (1, _binary), "Eltwise": (2, _binary), "Scale": (1, _scale), "Bias": (1, _scale),
-    "BatchNorm": (1, _normalised), "LayerNorm": (1, _normalised), "LRN": (1, _normalised), "InstanceNorm": (1, _normalised),
-    "Softmax": (1, _softmax), "Concat": (1, _concat), "Slice": (1, _slice), "Crop": (1, _crop), "Permute": (1, _permute),
+    **dict.fromkeys(("BatchNorm", "LayerNorm", "LRN", "InstanceNorm"), (1, _normalised)),
+    "Softmax": (1, _softmax), "Concat": (1, _concat), "Slice": (1, _slice), "Crop": (1, _crop),
+    "Permute": (1, _permute),
     "Reshape": (1, _reshape), "Flatten": (1, lambda r, layer, xs: r.op("Flatten", xs[:1], axis=1)),
     "Squeeze": (1, _squeezed), "Reduction": (1, _reduction), "Padding": (1, _padding), "Interp": (1, _interp),
     "ShuffleChannel": (1, _shuffle), "DetectionOutput": (1, _detections), "YoloDetectionOutput": (1, _detections),

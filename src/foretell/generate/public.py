@@ -115,8 +115,8 @@ def _cell(b: Builder, x: str, edges: Sequence[tuple[int, int, str]], pruned: boo
 def fbnet_cifar(layers: Sequence[int], name: str = "fbnet", *, classes: int = 100, batch: int = 1) -> Graph:
     """The network of 22 indices into FBNET_OPS with the settings of HW-NAS-Bench for CIFAR: 32 x 32 input, strides 1,
     1, 2, 2, 1, 2, 1 of the stages after a stem of stride 1. (The FPGA's times, which are sums over layers, confirm the
-    resolutions: with these, MACs at 32, 16, 8 and 4 pixels run at 2.0 to 2.8 G a second and explain the times within 3 %;
-    a wrong stride would put a factor of four between them.)
+    resolutions: with these, MACs at 32, 16, 8 and 4 pixels run at 2.0 to 2.8 G a second and explain the times
+    within 3 %; a wrong stride would put a factor of four between them.)
 
     Raises:
         UsageError: not 22 indices.

@@ -1,4 +1,4 @@
-"""Accel-NASBench (Ahmad et al., DAC 2024, https://arxiv.org/abs/2404.08005): MnasNet networks on two DPUs, GPUs and TPUs."""
+"""Accel-NASBench (Ahmad et al., DAC 2024, https://arxiv.org/abs/2404.08005): MnasNet networks on DPUs, GPUs, TPUs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SOURCE = Source(
     files=("accel_nasbench.parquet",),
     rows=(20_000, 30_828),
     graphs="built",
-    note="Latency of the two DPUs without spread; throughput of all six, with spread on GPUs and TPUs (batch not told). "
-    "Squeeze-excitation falls back to the CPU on the DPUs.",
+    note="Latency of the two DPUs without spread; throughput of all six, with spread on GPUs and TPUs (batch not "
+    "told). Squeeze-excitation falls back to the CPU on the DPUs.",
 )
 # Source's name -> (device, kind, backend, precision)
 DEVICES = {
@@ -41,8 +41,8 @@ def read(folder: Path) -> Imported:
         rate, spread = (table[f"throughput_{name}_{s}"].cast("double") for s in ("mean", "std"))
         latency = table[f"latency_{name}_mean"].cast("double") if f"latency_{name}_mean" in figures else None
         rows = make(
-            len(networks), target=target_name(device, backend, precision, "gpu" if kind == "gpu" else ""), original=name,
-            device=device, kind=kind, backend=backend, precision=precision,
+            len(networks), target=target_name(device, backend, precision, "gpu" if kind == "gpu" else ""),
+            original=name, device=device, kind=kind, backend=backend, precision=precision,
             batch=1 if latency is not None else None, network=networks, family="mnasnet",
             latency_s=None if latency is None else latency.to_numpy() / 1000, throughput_per_s=rate.to_numpy(),
             noise=spread.to_numpy() / rate.to_numpy(), estimate=False,

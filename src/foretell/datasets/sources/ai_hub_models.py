@@ -12,17 +12,17 @@ from foretell.graph.ir import Graph
 
 SOURCE = Source(
     name="ai_hub_models",
-    title="Qualcomm AI Hub Models v0.46.1: latency and peak memory on Snapdragon phones, PCs, cars and boards, mostly NPU",
+    title="Qualcomm AI Hub Models v0.46.1: latency and peak memory on Snapdragon phones, PCs and boards, mostly NPU",
     citation="Qualcomm AI Hub Models, perf.yaml of release v0.46.1",
     origin="github.com/quic/ai-hub-models @52c080d245d2d20c634459208ff2548ce10b3c9f",
     licence="BSD-3-Clause",
     files=("perf_v0.46.1.parquet",),
     rows=(4_500, 7_233),
     graphs="named",
-    note="One figure a job, no spread; repeats with equal software differ by 0.4 % in the median, across releases by 6.6 %. "
-    "Peak memory is the upper end of the profiler's range, in whole MiB. Jobs whose layers did not run mostly on the "
-    "NPU have the unit in the target's name. Rows of language models, which have tokens a second only, are left out. "
-    "'(Proxy)': the same chip on another board. Graphs of networks that torchvision or timm define; those of "
+    note="One figure a job, no spread; repeats with equal software differ by 0.4 % in the median, across releases by "
+    "6.6 %. Peak memory is the upper end of the profiler's range, in whole MiB. Jobs whose layers did not run mostly "
+    "on the NPU have the unit in the target's name. Rows of language models, which have tokens a second only, are "
+    "left out. '(Proxy)': the same chip on another board. Graphs of networks that torchvision or timm define; those of "
     "copyleft-licensed networks are left out.",
 )
 # Network here -> archive member: architecture, checkpoint's variant and input size are those of models.csv.
@@ -52,7 +52,8 @@ _KINDS = {"Phone": "phone", "Tablet": "phone", "IoT": "board", "XR": "board", "A
 def slug(device: str) -> str:
     """``Samsung Galaxy S25`` -> ``galaxy-s25``, ``Google Pixel 3 XL`` -> ``pixel3xl``: as other sources call them."""
     plain = re.sub(r"[^a-z0-9]+", "-", device.lower().replace("+", "-plus")).strip("-")
-    return re.sub(r"^google-pixel-(\w+?)(-xl)?$", lambda m: f"pixel{m[1]}{'xl' if m[2] else ''}", plain).removeprefix("samsung-")
+    plain = re.sub(r"^google-pixel-(\w+?)(-xl)?$", lambda m: f"pixel{m[1]}{'xl' if m[2] else ''}", plain)
+    return plain.removeprefix("samsung-")
 
 
 def read(folder: Path) -> Imported:
@@ -69,14 +70,16 @@ def read(folder: Path) -> Imported:
     for (device, runtime, precision, unit), found in groups.items():
         where = unit if unit != "npu" else ""
         out.append(make(
-            len(found), target=target_name(slug(device), runtime, precision, where), original=device, device=slug(device),
-            kind=_KINDS.get(str(found[0]["form_factor"]), "board"), backend=runtime, precision=precision, batch=1,
-            network=[str(r["model"]) if len(parts[str(r["model"])]) == 1 else f"{r['model']}/{r['component']}" for r in found],
+            len(found), target=target_name(slug(device), runtime, precision, where), original=device,
+            device=slug(device), kind=_KINDS.get(str(found[0]["form_factor"]), "board"), backend=runtime,
+            precision=precision, batch=1,
+            network=[f"{r['model']}/{r['component']}" if len(parts[str(r["model"])]) > 1 else str(r["model"])
+                     for r in found],
             family="ai_hub", version=[" ".join(
-                f"{k.removeprefix('ver_')} {str(r[k]).split('.25')[0]}" for k in _COLUMNS[8:11] if r[k]
+                f"{k.removeprefix('ver_')} {'.'.join(str(r[k]).split('.')[:3])}" for k in _COLUMNS[8:11] if r[k]
             ) for r in found],
             latency_s=[float(str(r["latency_ms"])) / 1e3 for r in found], resolution_s=1e-6,
-            peak_memory_bytes=[float("nan") if r["peak_mem_max_mb"] is None else float(str(r["peak_mem_max_mb"])) * 2**20
+            peak_memory_bytes=[float("nan") if (m := r["peak_mem_max_mb"]) is None else float(str(m)) * 2**20
                                for r in found],
             estimate=False,
         ))  # fmt: skip

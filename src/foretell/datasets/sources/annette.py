@@ -13,14 +13,15 @@ from foretell.graph.ir import Graph
 SOURCE = Source(
     name="annette",
     title="ANNETTE's networks with measured DPU latency",
-    citation="Wess et al., ANNETTE: Accurate Neural Network Execution Time Estimation With Stacked Models, IEEE Access 2021",
+    citation="Wess et al., ANNETTE: Accurate Neural Network Execution Time Estimation With Stacked Models, "
+    "IEEE Access 2021",
     origin="github.com/embedded-machine-learning/annette @a8107fdf8f4f3cdcca60a2c8ce2fb6fdf74f1c85",
     licence="Apache-2.0",
     files=("dpu_measured_join.parquet", "graphs"),
     rows=(300, 764),
     graphs="read",
-    note="Rows of the source vitis_ai whose networks have a graph of the same name. The repository's reports of the Neural "
-    "Compute Stick 2 have no licence and are not imported.",
+    note="Rows of the source vitis_ai whose networks have a graph of the same name. The repository's reports of the "
+    "Neural Compute Stick 2 have no licence and are not imported.",
 )
 
 

@@ -1,4 +1,4 @@
-"""HELP (Lee et al., NeurIPS 2021, https://arxiv.org/abs/2106.08630): NAS-Bench-201, FBNet and OFA networks on 27 settings."""
+"""HELP (Lee et al., NeurIPS 2021, https://arxiv.org/abs/2106.08630): NAS-Bench-201, FBNet and OFA on 27 settings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ OFA_WIDTH = 1.2  # the supernet that the authors used (ofa_mbv3_d234_e346_k357_w
 
 def read(folder: Path) -> Imported:
     """Rows and codes from the source's folder. Raises FormatError if a file is missing or holds something else."""
-    table = read_table(folder / "latency.parquet", ("space", "device", "device_kind", "batch", "arch_idx", "latency_ms"))
+    columns = ("space", "device", "device_kind", "batch", "arch_idx", "latency_ms")
+    table = read_table(folder / "latency.parquet", columns)
     names = table["device"].cast("string").to_numpy(zero_copy_only=False)
     space = table["space"].cast("string").to_numpy(zero_copy_only=False)
     kind = table["device_kind"].cast("string").to_numpy(zero_copy_only=False)

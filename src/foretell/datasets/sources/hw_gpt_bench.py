@@ -20,9 +20,9 @@ SOURCE = Source(
     files=("measurements.parquet", "archs.parquet"),
     rows=(270_000, 390_000),
     graphs="built",
-    note="Prefill of 1,024 tokens. Latency is of 8, 4 and 1 sequences for the scales s, m and l (the column batch); energy "
-    "and power were measured at about 8 sequences for all scales: do not combine them with the latency of m and l. "
-    "Energy was published as KWh but is Wh (corrected by the source's README). Power meters under-sample short "
+    note="Prefill of 1,024 tokens. Latency is of 8, 4 and 1 sequences for the scales s, m and l (the column batch); "
+    "energy and power were measured at about 8 sequences for all scales: do not combine them with the latency of m "
+    "and l. Energy was published as KWh but is Wh (corrected by the source's README). Power meters under-sample short "
     "runs: scale s is near idle on V100 and A100. 17 stray networks of scale m with widths of scale s are dropped.",
 )
 # Source's name -> (device, kind, unit)
@@ -78,7 +78,8 @@ def read(folder: Path) -> Imported:
 
 
 def _codes(folder: Path) -> dict[str, str]:
-    table = read_table(folder / "archs.parquet", ("scale", "arch_id", "embed_dim", "n_layer", "n_head", "mlp_ratio", "bias"))
+    columns = ("scale", "arch_id", "embed_dim", "n_head", "mlp_ratio", "bias")
+    table = read_table(folder / "archs.parquet", columns)
     return {
         f"{r['scale']}/{r['arch_id']}": " ".join((
             str(r["embed_dim"]), str(int(r["bias"])), _letters(r["n_head"]), r["mlp_ratio"].replace(",", "")

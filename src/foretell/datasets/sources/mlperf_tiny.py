@@ -1,4 +1,4 @@
-"""MLPerf Tiny results v0.7 to v1.3 (Banbury et al. 2021, https://arxiv.org/abs/2106.07597): microcontrollers, energy."""
+"""MLPerf Tiny results v0.7 to v1.3 (Banbury et al. 2021, https://arxiv.org/abs/2106.07597), with energy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foretell.graph.ir import Graph
 
 SOURCE = Source(
     name="mlperf_tiny",
-    title="MLPerf Tiny v0.7 to v1.3: audited latency and energy of four small networks on microcontrollers and accelerators",
+    title="MLPerf Tiny v0.7 to v1.3: audited latency and energy of four small networks on microcontrollers",
     citation="Banbury et al., MLPerf Tiny Benchmark, NeurIPS Datasets and Benchmarks 2021",
     origin="github.com/mlcommons/tiny_results_v0.7, _v1.0, _v1.1, _v1.2, _v1.3; models: github.com/mlcommons/tiny "
     "@1afd2c9820f795965a6134facd0b4dfae41ef23f",
@@ -20,9 +20,9 @@ SOURCE = Source(
     files=("results.parquet", "models"),
     rows=(250, 457),
     graphs="read",
-    note="Energy by an external analyser; noise is half the range of the windows over their median. Latency and energy are "
-    "separate runs of one system. In the division 'open' networks may be others (no graph). The energy of 'sww' is "
-    "that of a stream of 20 minutes, and is left out.",
+    note="Energy by an external analyser; noise is half the range of the windows over their median. Latency and "
+    "energy are separate runs of one system. In the division 'open' networks may be others (no graph). The energy of "
+    "'sww' is that of a stream of 20 minutes, and is left out.",
 )
 _TASKS = {
     "anomaly_detection": "ad", "image_classification": "ic", "keyword_spotting": "kws", "visual_wake_words": "vww",
@@ -48,8 +48,8 @@ def read(folder: Path) -> Imported:
         device = re.sub(r"[^a-z0-9]+", "-", f"{r['org']} {r['system']}".lower()).strip("-")
         spread = _half(r["energy_min_uJ"], r["energy_max_uJ"], r["energy_uJ_inf"]) if energy else None
         out.append(make(
-            1, target=f"{device}-{'energy' if energy else 'speed'}", original=f"{r['org']}/{r['system']}", device=device,
-            kind="micro", backend="unknown", precision="f32" if "float" in device else "int8", batch=1,
+            1, target=f"{device}-{'energy' if energy else 'speed'}", original=f"{r['org']}/{r['system']}",
+            device=device, kind="micro", backend="unknown", precision="f32" if "float" in device else "int8", batch=1,
             network=task if r["division"] == "closed" else f"open/{task}", family=f"mlperf-tiny-{r['division']}",
             version=r["round"], latency_s=None if r["latency_ms"] is None else r["latency_ms"] / 1e3,
             energy_j=r["energy_uJ_inf"] / 1e6 if energy and r["energy_uJ_inf"] else None,

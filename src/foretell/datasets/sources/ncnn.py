@@ -1,4 +1,4 @@
-"""The benchmark table of ncnn (https://github.com/Tencent/ncnn/tree/master/benchmark): boards and phones, CPU and Vulkan."""
+"""The benchmark table of ncnn (https://github.com/Tencent/ncnn/tree/master/benchmark): boards, phones, GPUs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def _network(name: str) -> str:
 
 def read(folder: Path) -> Imported:
     """Rows and codes from the source's folder. Raises FormatError if a file is missing or holds something else."""
-    columns = ("device", "run_id", "num_threads", "powersave", "gpu_device", "gpu_name", "model", "min_ms", "max_ms", "avg_ms")
+    columns = (
+        "device", "run_id", "num_threads", "powersave", "gpu_device", "gpu_name", "model", "min_ms", "max_ms", "avg_ms",
+    )  # fmt: skip
     groups: dict[tuple[str, int, str], list[dict[str, object]]] = {}
     for r in read_table(folder / "latency.parquet", columns).to_pylist():
         gpu = (r["gpu_device"] is not None and r["gpu_device"] >= 0) and r["gpu_name"]

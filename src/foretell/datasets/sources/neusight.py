@@ -21,9 +21,9 @@ SOURCE = Source(
     files=("ops.parquet", "e2e.parquet"),
     rows=(250_000, 335_548),
     graphs="built",
-    note="Means of the profiler's kernel times, no spread. An operator's network name holds its dimensions; where the same "
-    "operator was measured more than once, versions tell the runs apart. Whole networks are inference and training; "
-    "their family says which.",
+    note="Means of the profiler's kernel times, no spread. An operator's network name holds its dimensions; where "
+    "the same operator was measured more than once, versions tell the runs apart. Whole networks are inference and "
+    "training; their family says which.",
 )
 _UNARY = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh"}
 _BINARY = {"add": "Add", "mul": "Mul", "pow": "Pow", "div": "Div"}
@@ -39,7 +39,9 @@ def slug(device: str) -> str:
 
 def read(folder: Path) -> Imported:
     """Rows and codes from the source's folder. Raises FormatError if a file is missing or holds something else."""
-    dims = ("B", "M", "N", "K", "H", "Input_Channel", "Output_Channel", "Kernel_Size", "Input_Size", "Stride", "Padding")
+    dims = (
+        "B", "M", "N", "K", "H", "Input_Channel", "Output_Channel", "Kernel_Size", "Input_Size", "Stride", "Padding",
+    )  # fmt: skip
     table = read_table(folder / "ops.parquet", ("src", "op", "latency_ms", "device", "torch", *dims))
     op, device, src = (table[c].cast("string").to_numpy(zero_copy_only=False) for c in ("op", "device", "src"))
     numbers = np.stack([table[d].cast("double").to_numpy(zero_copy_only=False) for d in dims], 1)
@@ -54,16 +56,17 @@ def read(folder: Path) -> Imported:
             if len(here):
                 out.append(make(
                     len(here), target=target_name(slug(name), "torch", "f32", "gpu"), original=name, device=slug(name),
-                    kind="gpu", backend="torch", precision="f32", network=names[here].tolist(), family=op[here].tolist(),
-                    version=str(origin).rpartition("/")[2], latency_s=seconds[here], estimate=False,
+                    kind="gpu", backend="torch", precision="f32", network=names[here].tolist(),
+                    family=op[here].tolist(), version=str(origin).rpartition("/")[2], latency_s=seconds[here],
+                    estimate=False,
                 ))  # fmt: skip
     columns = ("device", "run", "phase", "seq_len", "batch", "e2e_latency")
     for r in read_table(folder / "e2e.parquet", columns).to_pylist():
         out.append(make(
-            1, target=target_name(slug(r["device"]), "torch", "f32", "gpu"), original=r["device"], device=slug(r["device"]),
-            kind="gpu", backend="torch", precision="f32", batch=int(r["batch"]), network=r["run"],
-            family="network" if r["phase"] == "inf" else "training", version="e2e", latency_s=r["e2e_latency"] / 1e3,
-            estimate=False,
+            1, target=target_name(slug(r["device"]), "torch", "f32", "gpu"), original=r["device"],
+            device=slug(r["device"]), kind="gpu", backend="torch", precision="f32", batch=int(r["batch"]),
+            network=r["run"], family="network" if r["phase"] == "inf" else "training", version="e2e",
+            latency_s=r["e2e_latency"] / 1e3, estimate=False,
         ))  # fmt: skip
     return Imported(joined(out), {})
 

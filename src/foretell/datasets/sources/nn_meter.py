@@ -21,8 +21,8 @@ SOURCE = Source(
     files=("model_latency.parquet",),
     rows=(80_000, 105_569),
     graphs="built",
-    note="Mean and standard deviation of repeats. 2,000 constant squeezenet rows of the Adreno 640 are dropped. Graphs of "
-    "nasbench201_* only: the configurations of the other families were not published in the repository. The "
+    note="Mean and standard deviation of repeats. 2,000 constant squeezenet rows of the Adreno 640 are dropped. "
+    "Graphs of nasbench201_* only: the configurations of the other families were not published in the repository. The "
     "converters prune dead edges.",
 )
 # Source's name -> (target, device, kind, backend, precision, version)

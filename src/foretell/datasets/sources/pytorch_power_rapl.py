@@ -18,8 +18,8 @@ SOURCE = Source(
     files=("layers.parquet",),
     rows=(5_500, 6_000),
     graphs="built",
-    note="Forward passes; batches up to 2,048. Rows with an energy of zero or less (the counter wrapped round) are dropped. "
-    "Convolutions without padding; pooling is taken to be of maxima.",
+    note="Forward passes; batches up to 2,048. Rows with an energy of zero or less (the counter wrapped round) are "
+    "dropped. Convolutions without padding; pooling is taken to be of maxima.",
 )
 _DEVICES = {"broadwell-ep": "xeon-broadwell-ep", "raptorlake": "core-raptor-lake"}
 _NUMBERS = ("batch_size", "in_chan", "out_chan", "side_len", "k_size", "stride", "in_size", "out_size", "k_side_length",
@@ -37,7 +37,8 @@ def read(folder: Path) -> Imported:
         names = []
         for r in here:
             numbers = [r["batch_size"], r["in_chan"] or r["in_size"], r["out_chan"] or r["out_size"],
-                       r["side_len"] or r["im_side_length"], r["k_size"] or r["k_side_length"], r["stride"]]  # fmt: skip
+                       r["side_len"] or r["im_side_length"], r["k_size"] or r["k_side_length"],
+                       r["stride"]]  # fmt: skip
             code = " ".join((r["layer"], *("0" if n is None else str(int(n)) for n in numbers)))
             names.append(code.replace(" ", "-"))
             codes[names[-1]] = code

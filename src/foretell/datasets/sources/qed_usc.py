@@ -21,8 +21,9 @@ SOURCE = Source(
     files=("e2e_latency.parquet", "models.parquet"),
     rows=(150_000, 198_638),
     graphs="named",
-    note="Mean and standard deviation over repeats. Real CNNs are pytorchcv's, vision transformers those of transformers; "
-    "the architectures of NAS0 to NAS999 were not published: those rows serve transfer between devices only.",
+    note="Mean and standard deviation over repeats. Real CNNs are pytorchcv's, vision transformers those of "
+    "transformers; the architectures of NAS0 to NAS999 were not published: those rows serve transfer between "
+    "devices only.",
 )
 DEVICES = {
     "pixel4": "pixel4", "s10": "galaxy-s10", "mi8se": "mi8-se", "onefusion": "motorola-one-fusion",
@@ -53,7 +54,8 @@ def read(folder: Path) -> Imported:
         ))  # fmt: skip
     models = read_table(folder / "models.parquet", ("model", "family")).to_pydict()
     return Imported(joined(out), {
-        m: f"{_LIBRARIES[f]}/{m}.onnx" for m, f in zip(models["model"], models["family"], strict=True) if f in _LIBRARIES
+        m: f"{_LIBRARIES[f]}/{m}.onnx"
+        for m, f in zip(models["model"], models["family"], strict=True) if f in _LIBRARIES
     })  # fmt: skip
 
 

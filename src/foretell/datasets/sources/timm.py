@@ -18,20 +18,20 @@ SOURCE = Source(
     files=("benchmark.parquet",),
     rows=(20_000, 29_000),
     graphs="named",
-    note="Latency is the time of a whole batch: 1 on the CPUs, the largest that fits (up to 2,048) on the GPUs; the column "
-    "batch has it, and it may differ between networks of one target. No spread. Training rows are left out. Only some "
-    "graphs ship; scripts/export_named.py exports the others.",
+    note="Latency is the time of a whole batch: 1 on the CPUs, the largest that fits (up to 2,048) on the GPUs; the "
+    "column batch has it, and it may differ between networks of one target. No spread. Training rows are left out. "
+    "Only some graphs ship; scripts/export_named.py exports the others.",
 )
 DEVICES = {
-    "rtx3090": ("rtx3090", "gpu"), "rtx4090": ("rtx4090", "gpu"), "4090": ("rtx4090", "gpu"), "5090": ("rtx5090", "gpu"),
-    "pro6000maxq": ("rtx-pro-6000-max-q", "gpu"), "i9_10940x": ("core-i9-10940x", "cpu"),
+    "rtx3090": ("rtx3090", "gpu"), "rtx4090": ("rtx4090", "gpu"), "4090": ("rtx4090", "gpu"),
+    "5090": ("rtx5090", "gpu"), "pro6000maxq": ("rtx-pro-6000-max-q", "gpu"), "i9_10940x": ("core-i9-10940x", "cpu"),
     "i7_12700h": ("core-i7-12700h", "cpu"),
 }  # fmt: skip
 # Networks of the zoo, which are timm's or equal to them, and the size at which they are there.
 ZOO = {f"{name}@{size}": name for size, names in {
     224: "convnext_tiny densenet121 dla34 efficientformerv2_s0 efficientnet_b0 efficientnetv2_rw_t levit_128 "
-    "maxvit_tiny_tf_224 mixer_s32_224 mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 mobileone_s0 nfnet_l0 "
-    "poolformer_s12 resnet18 resnet50 resnext50_32x4d vit_small_patch16_224 vit_tiny_patch16_224",
+    "maxvit_tiny_tf_224 mixer_s32_224 mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 mobileone_s0 "
+    "nfnet_l0 poolformer_s12 resnet18 resnet50 resnext50_32x4d vit_small_patch16_224 vit_tiny_patch16_224",
     256: "cspdarknet53 fastvit_t8",
 }.items() for name in names.split()}  # fmt: skip
 _PRECISIONS = {"amp": "f16", "amp_bf16": "amp_bf16", "bf16": "bf16", "fp32": "f32"}
@@ -52,15 +52,17 @@ def read(folder: Path) -> Imported:
         device, kind = DEVICES[str(first["device"])]
         precision = _PRECISIONS[str(first["amp"])]
         where = "-".join(w for w in (
-            "gpu" if kind == "gpu" else "", "nhwc" if first["layout"] == "nhwc" else "", "compiled" if first["dynamo"] else ""
+            "gpu" if kind == "gpu" else "", "nhwc" if first["layout"] == "nhwc" else "",
+            "compiled" if first["dynamo"] else "",
         ) if w)  # fmt: skip
         networks = [f"{r['model']}@{r['img_size']}" for r in found]
         codes |= {n: f"zoo/{ZOO[n]}.onnx" if n in ZOO else f"timm/{n}.onnx" for n in networks}
         out.append(make(
-            len(found), target=target_name(device, "torch", precision, where), original=str(first["file"]), device=device,
-            kind=kind, backend="torch", precision=precision, batch=[int(float(str(r["batch_size"]))) for r in found],
-            network=networks, family=[str(r["model"]).partition("_")[0] for r in found], version=str(first["torch"]),
-            latency_s=[float(str(r["step_time"])) / 1e3 for r in found],
+            len(found), target=target_name(device, "torch", precision, where), original=str(first["file"]),
+            device=device, kind=kind, backend="torch", precision=precision,
+            batch=[int(float(str(r["batch_size"]))) for r in found], network=networks,
+            family=[str(r["model"]).partition("_")[0] for r in found],
+            version=str(first["torch"]), latency_s=[float(str(r["step_time"])) / 1e3 for r in found],
             throughput_per_s=[float(str(r["samples_per_sec"])) for r in found], estimate=False,
         ))  # fmt: skip
     return Imported(joined(out), codes)

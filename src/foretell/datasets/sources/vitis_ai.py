@@ -57,10 +57,10 @@ def tables(rows: list[dict[str, Any]], source: str) -> Any:
             latency.append(ms / 1e3 if ms else 1 / rate if edge and rate else float("nan"))
         where = "-".join(p for p in (kernels, revision) if p)
         table = make(
-            len(names), target=target_name(device, "vitis_ai", "int8", where), original=device, device=device, kind="fpga",
-            backend="vitis_ai", precision="int8", network=names, family=source, version=versions, latency_s=latency,
-            throughput_per_s=[r["fps_multi"] or float("nan") for r in found_rows.values()], resolution_s=1e-5,
-            estimate=False,
+            len(names), target=target_name(device, "vitis_ai", "int8", where), original=device, device=device,
+            kind="fpga", backend="vitis_ai", precision="int8", network=names, family=source, version=versions,
+            latency_s=latency, throughput_per_s=[r["fps_multi"] or float("nan") for r in found_rows.values()],
+            resolution_s=1e-5, estimate=False,
         )  # fmt: skip
         known = [a is not None or b is not None for a, b in
                  zip(table["latency_s"].to_pylist(), table["throughput_per_s"].to_pylist(), strict=True)]  # fmt: skip
