@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from foretell import __version__
+from foretell import __version__, cli_catalogue
 from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -693,6 +693,15 @@ def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
     pair = protocol.pair_noise(test)
     value = floor if floor is not None else (pair or 0.0) / 3**0.5
     tables.show(*sheets.judged(rows, round(value * 100, 2), predictor.target.name), form)
+
+
+@app.group()
+def dataset() -> None:
+    """Data sets of measurements: what others published."""
+
+
+for _command in cli_catalogue.COMMANDS:
+    dataset.add_command(_command)
 
 
 @app.command(epilog="Example:  foretell doctor")

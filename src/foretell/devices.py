@@ -29,8 +29,11 @@ _PATH = re.compile(r"(~/|/)[^%$\"\\]*")  # ssh expands % and $ in the names of f
 _FAR = re.compile(r"(~/|/)?[A-Za-z0-9_.][A-Za-z0-9_./+ -]*")
 # Figures of a data sheet that foretell has a word for, in SI units.
 FIGURES = (
-    "clock_hz", "compute_op_s", "cores", "idle_power_w", "memory_bandwidth_bytes_s", "memory_bytes", "peak_power_w",
+    "clock_hz", "compute_f16_op_s", "compute_int8_op_s", "compute_op_s", "cores", "idle_power_w", "l2_bytes", "matrix_op_s",
+    "memory_bandwidth_bytes_s", "memory_bytes", "multiprocessors", "peak_power_w",
+    "process_nm",  # not SI: the foundry's name of the process, of which no length is that long
 )  # fmt: skip
+KINDS = ("board", "cpu", "fpga", "gpu", "micro", "npu", "pc", "phone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,59 @@ def _figures(table: Mapping[str, Any], where: str) -> tuple[Figure, ...]:
             )
         out.append(Figure(name, float(value), source))
     return tuple(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What is known of a device that others measured: no way to reach it, only figures. What is not there is unknown.
+
+    Attributes:
+        kind: one of KINDS; chip: the chip's name, vendor: its maker; empty if it is not told.
+    """
+
+    name: str
+    kind: str = ""
+    description: str = ""
+    chip: str = ""
+    vendor: str = ""
+    figures: tuple[Figure, ...] = ()
+
+    def value(self, figure: str) -> float | None:
+        """A figure by name, None if it is unknown. Raises KeyError for one that foretell has no word for."""
+        if figure not in FIGURES:
+            raise KeyError(figure)
+        return next((f.value for f in self.figures if f.name == figure), None)
+
+
+def parse_sheet(text: str, where: str) -> Sheet:
+    """Read a data sheet: ``name``, perhaps ``kind``, ``description``, ``chip``, ``vendor`` and ``[figures]``.
+
+    Raises:
+        TargetError: not TOML, an unknown or missing key, or a value that cannot be what the key says.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise TargetError(f"not TOML: {str(e)[:200] or type(e).__name__}", where=where) from None
+    known = ("name", "kind", "description", "chip", "vendor", "figures")
+    line = _KEYS["description"][1]
+    for key, value in data.items():
+        if key not in known:
+            raise TargetError(f"unknown key {key[:60]!r}", where=where, try_="one of " + ", ".join(known))
+        if key == "kind" and value not in KINDS:
+            raise TargetError(f"kind = {_shown(value)} is not one of {', '.join(KINDS)}", where=where)
+        if key in ("name", "figures") and not _KEYS[key][1](value):
+            raise TargetError(f"{key} = {_shown(value)} is not {_KEYS[key][0]}", where=where)
+        if key in ("description", "chip", "vendor") and not line(value):
+            raise TargetError(f"{key} = {_shown(value)} is not one line of text", where=where)
+    if "name" not in data:
+        raise TargetError("no name", where=where)
+    return Sheet(**{**data, "figures": _figures(data.get("figures", {}), where)})
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read a data sheet. Raises TargetError as :func:`parse_sheet`, or if the file cannot be read."""
+    return parse_sheet(_text(path), str(path))
 
 
 def read_device(path: Path) -> Device:

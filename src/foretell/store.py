@@ -288,6 +288,23 @@ class Store:
                 ("failed" if m.verdict == "failed" else "done", campaign, m.graph),
             )
 
+    def add_measurements(self, rows: Sequence[tuple[Measurement, bytes]]) -> int:
+        """Commit rows that were measured elsewhere, each with its model's bytes; what is there stays. Returns how many."""
+        now = time.time()
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO graphs VALUES (?, ?, ?, ?, ?)",
+                [(m.graph, m.name, m.family, m.source, zlib.compress(model)) for m, model in rows],
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (m.graph, m.target.name, m.protocol, m.verdict, zlib.compress(json.dumps(asdict(m)).encode()), now)
+                    for m, _ in rows
+                ],
+            )
+        return len(rows)
+
     def measurements(self, target: str | None = None, campaign: str | None = None) -> list[Measurement]:
         """All measurements, of one target or campaign if given, in order of completion."""
         rows = self._rows(

@@ -52,6 +52,7 @@ def _read(
     if is_torch(model):
         return read_torch(model, args, name=name)
     tflite = False
+    head = b""
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         if path.suffix.lower() in _PICKLES:
@@ -63,11 +64,13 @@ def _read(
         if not tflite and path.is_file():
             try:
                 with path.open("rb") as f:
-                    tflite = is_tflite(f.read(8))
+                    head = f.read(32)
             except OSError as e:
                 raise FormatError(f"cannot be read: {e.strerror}", where=str(path)) from None
+            tflite = is_tflite(head)
     elif isinstance(model, (bytes, bytearray, memoryview)):
         model = bytes(model)
+        head = model[:32]
         tflite = is_tflite(model)
     if tflite:
         from foretell.formats.tflite import read_tflite
@@ -75,6 +78,17 @@ def _read(
         if shapes or batch is not None:
             raise UsageError("a TFLite file has fixed shapes: --shape and --batch bind nothing", where=name or "")
         return read_tflite(model, name=name)
+    from foretell.formats.annette import is_annette, read_annette
+    from foretell.formats.ncnn import is_ncnn, read_ncnn
+
+    if is_ncnn(head):
+        if batch is not None and batch != 1:
+            raise UsageError("ncnn runs one input at a time: --batch binds nothing", where=name or "")
+        return read_ncnn(model, shapes=shapes, name=name)
+    if is_annette(head):
+        if shapes or batch is not None:
+            raise UsageError("a graph of ANNETTE has fixed shapes: --shape and --batch bind nothing", where=name or "")
+        return read_annette(model, name=name)
     from foretell.formats.onnx import read_onnx
 
     return read_onnx(model, shapes=shapes, batch=batch, name=name)

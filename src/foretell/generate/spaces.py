@@ -188,7 +188,7 @@ def fbnet(layers: Sequence[int], name: str = "fbnet", classes: int = 1000) -> Gr
 
 def ofa_mobilenetv3(
     depths: Sequence[int], kernels: Sequence[int], expansions: Sequence[int], resolution: int, width: float = 1.0,
-    name: str = "ofa-mobilenetv3",
+    name: str = "ofa-mobilenetv3", batch: int = 1,
 ) -> Graph:  # fmt: skip
     """Five stages of ``depths`` (2 to 4) blocks; ``kernels`` and ``expansions`` of the blocks that are there, in order.
 
@@ -197,7 +197,7 @@ def ofa_mobilenetv3(
     if not len(kernels) == len(expansions) == sum(depths) or len(depths) != len(_OFA_STAGES):
         raise UsageError(f"{list(depths)} blocks, {len(kernels)} kernels, {len(expansions)} expansions", where=name)
     b = Builder(name)
-    x = b.conv(b.input((1, 3, resolution, resolution)), divisible(16 * width), 3, stride=2, act="hswish")
+    x = b.conv(b.input((batch, 3, resolution, resolution)), divisible(16 * width), 3, stride=2, act="hswish")
     c = b.shape(x)[1]
     x = b.add(x, b.conv(b.conv(x, c, 3, group=c, act="relu"), c, 1))
     settings = iter(zip(kernels, expansions, strict=True))

@@ -1,0 +1,1 @@
+"""Data sets: rows that others measured (catalogue), and those that foretell labels itself."""
