@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from foretell import __version__
+from foretell.cli_dataset import dataset
 from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -60,6 +61,9 @@ def app() -> None:
       foretell build --target ort --minutes 15      a predictor of this machine
       foretell targets add my-board.toml            a device behind ssh or adb
     """
+
+
+app.add_command(dataset)
 
 
 def main() -> NoReturn:

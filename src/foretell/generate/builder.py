@@ -91,7 +91,7 @@ class Builder:
         channels: int,
         kernel: int | tuple[int, int] = 1,
         *,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         group: int = 1,
         dilation: int = 1,
         bias: bool | None = None,
@@ -101,12 +101,13 @@ class Builder:
         """Convolution with "same" padding unless ``pad`` is given, then an activation."""
         cin = self.shape(x)[1]
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        steps = (stride, stride) if isinstance(stride, int) else stride
         w = self.weight(channels, cin // group, kh, kw)
         ph, pw = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if pad is None else (pad, pad)
         y = self.op(
             "Conv",
             [x, w, self.weight(channels)] if (self._bias if bias is None else bias) else [x, w],
-            kernel_shape=(kh, kw), strides=(stride, stride), pads=(ph, pw, ph, pw), group=group,
+            kernel_shape=(kh, kw), strides=steps, pads=(ph, pw, ph, pw), group=group,
             dilations=(dilation, dilation),
         )  # fmt: skip
         return self.act(y, act)

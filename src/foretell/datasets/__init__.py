@@ -1,0 +1,1 @@
+"""Labelled data sets: the one that foretell builds, and public ones that it reads."""
