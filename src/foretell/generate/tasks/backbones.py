@@ -18,6 +18,7 @@ Every layer is one that Ethos-U runs: strides of one and two, activations that h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,15 @@ def pick(rng: Rng, *values: Any) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def channels(value: float, by: int = 8) -> int:
-    """A channel count near ``value``: a multiple of ``by``, of 4 where there are few."""
-    step = by if value >= 2 * by else 4
-    return max(step, round(value / step) * step)
+def channels(value: float) -> int:
+    """The channel count nearest to ``value`` that real networks favour: 4, 8, 12, 16, 24, 32, then four an octave.
+
+    Networks that share counts share layers, which tools that price a layer at a time need to see only once.
+    """
+    if value <= 32:
+        return min((4, 8, 12, 16, 24, 32), key=lambda c: abs(c - value))
+    step = 2 ** (math.floor(math.log2(value)) - 2)
+    return round(value / step) * step
 
 
 def log_uniform(rng: Rng, low: float, high: float) -> float:
@@ -79,7 +85,7 @@ def _separable(b: Builder, x: str, s: Stage, stride: int, act: str) -> str:
 
 def _inverted(b: Builder, x: str, s: Stage, stride: int, act: str) -> str:
     c = b.shape(x)[1]
-    inner = channels(c * s[5])
+    inner = c * s[5]
     y = b.conv(x, inner, 1, act=act) if inner != c else x
     y = b.conv(y, inner, s[4], stride=stride, group=inner, act=act)
     if s[6]:
@@ -89,7 +95,7 @@ def _inverted(b: Builder, x: str, s: Stage, stride: int, act: str) -> str:
 
 
 def _fused(b: Builder, x: str, s: Stage, stride: int, act: str) -> str:
-    inner = channels(b.shape(x)[1] * s[5])
+    inner = b.shape(x)[1] * s[5]
     y = b.conv(x, inner, s[4], stride=stride, act=act)
     y = b.conv(y, s[1], 1)
     return b.add(y, x) if b.shape(y) == b.shape(x) else y

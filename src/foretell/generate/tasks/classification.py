@@ -16,7 +16,7 @@ from foretell.generate.tasks.backbones import Rng, backbone, channels, log_unifo
 
 Parameters = dict[str, Any]
 RESOLUTIONS = (
-    32, 32, 48, 64, 64, 80, 96, 96, 112, 128, 128, 144, 160, 160, 176, 192, 192, 208, 224, 224, 224, 240, 256,
+    32, 32, 48, 64, 64, 80, 96, 96, 112, 128, 128, 160, 160, 192, 192, 224, 224, 224, 256,
 )  # fmt: skip
 _CLASSES = (2, 10, 10, 100, 100, 200, 1000, 1000)
 
@@ -24,7 +24,7 @@ _CLASSES = (2, 10, 10, 100, 100, 200, 1000, 1000)
 def common(rng: Rng, act: str) -> Parameters:
     """What all classifiers have: input, activation, classes, and how the stem begins."""
     side = pick(rng, *RESOLUTIONS)
-    wide = side if rng.random() < 0.85 else max(24, round(side * rng.uniform(0.6, 1.6) / 8) * 8)
+    wide = side if rng.random() < 0.93 else pick(rng, *RESOLUTIONS)
     return {
         "resolution": [side, wide], "colours": pick(rng, 3, 3, 3, 3, 1), "act": act,
         "classes": pick(rng, *_CLASSES),

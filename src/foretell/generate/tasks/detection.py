@@ -17,15 +17,15 @@ from foretell.generate.tasks import classification as cls
 from foretell.generate.tasks.backbones import Rng, backbone, channels, csp, log_uniform, pick
 
 Parameters = dict[str, Any]
-_SIZES = (64, 96, 96, 128, 128, 160, 160, 192, 192, 224, 256, 256, 288, 320, 320, 352, 416)
+_SIZES = (96, 128, 128, 160, 192, 192, 224, 256, 256, 320, 320)
 
 
-def _image(rng: Rng, p: Parameters, multiple: int = 32) -> None:
+def _image(rng: Rng, p: Parameters) -> None:
     side = pick(rng, *_SIZES)
-    wide = side if rng.random() < 0.7 else max(64, round(side * rng.uniform(0.75, 1.5) / multiple) * multiple)
+    wide = side if rng.random() < 0.85 else min(320, side * 4 // 3 // 32 * 32)
     p.update(resolution=[side, wide], colours=pick(rng, 3, 3, 3, 1))
     p.pop("classes", None)
-    p["labels"] = pick(rng, 1, 2, 4, 10, 20, 20, 80, 80)
+    p["labels"] = pick(rng, 1, 1, 20, 20, 80)
 
 
 def draw_ssd(rng: Rng) -> Parameters:
@@ -36,7 +36,7 @@ def draw_ssd(rng: Rng) -> Parameters:
     p["stem"][2] = 2
     p.update(
         head=0, levels=pick(rng, 1, 2, 2), extras=pick(rng, 0, 1, 2, 3), lite=int(rng.random() < 0.65),
-        anchors=pick(rng, 2, 3, 3, 4, 6), scores=pick(rng, "", "sigmoid"),
+        anchors=pick(rng, 3, 3, 3, 6), scores=pick(rng, "", "sigmoid"),
         extra_width=channels(log_uniform(rng, 48, 256)),
     )  # fmt: skip
     return p

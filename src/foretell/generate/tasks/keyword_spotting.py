@@ -17,8 +17,8 @@ Parameters = dict[str, Any]
 
 def _common(rng: Rng) -> Parameters:
     return {
-        "frames": pick(rng, 25, 49, 49, 63, 98, 98, 98, 101, 124, 198),
-        "features": pick(rng, 10, 20, 32, 40, 40, 64, 80),
+        "frames": pick(rng, 49, 49, 98, 98, 98, 124),
+        "features": pick(rng, 10, 40, 40, 64),
         "labels": pick(rng, 2, 4, 10, 12, 12, 35), "act": pick(rng, "relu", "relu", "relu6", "hswish"),
         "pool": pick(rng, "mean", "mean", "mean", "max"),
     }  # fmt: skip
@@ -32,7 +32,7 @@ def draw_2d(rng: Rng) -> Parameters:
     depth = round(log_uniform(rng, 1, 5 if family == "cnn" else 26))
     p.update(
         family=family, stem=list(stem), stem_stride=list(pick(rng, (2, 2), (2, 1), (2, 2), (1, 1))),
-        widths=[channels(log_uniform(rng, 12, 280), 4)], depth=depth,
+        widths=[channels(log_uniform(rng, 12, 280))], depth=depth,
         kernel=list(pick(rng, (3, 3), (3, 3), (5, 5), (3, 1), (5, 3))),
         shrink_every=pick(rng, 0, 0, 2, 4), grow=pick(rng, 1.0, 1.0, 1.5), hidden=pick(rng, 0, 0, 0, 64, 128),
     )  # fmt: skip
@@ -48,8 +48,8 @@ def draw_1d(rng: Rng) -> Parameters:
     growth = rng.uniform(1.0, 1.5)
     p.update(
         family=family, stem=[1, pick(rng, 3, 3, 5, 9, 11)], stem_stride=[1, pick(rng, 1, 1, 2)],
-        widths=[channels(min(base * growth**i, 320), 4) for i in range(blocks)],
-        repeats=pick(rng, 1, 1, 2, 3), kernel=[1, pick(rng, 3, 5, 9, 9, 13, 15)], strided=pick(rng, 1, 2, 3, 99),
+        widths=[channels(min(base * growth**i, 320)) for i in range(blocks)],
+        repeats=pick(rng, 1, 1, 2, 3), kernel=[1, pick(rng, 3, 9, 9, 15)], strided=pick(rng, 1, 2, 3, 99),
         hidden=pick(rng, 0, 0, 0, 64, 128),
     )  # fmt: skip
     return p
@@ -75,7 +75,7 @@ def build_2d(b: Builder, p: Parameters) -> None:
     for i in range(p["depth"]):
         fall = bool(p["shrink_every"] and i % p["shrink_every"] == p["shrink_every"] - 1 and min(b.shape(x)[2:]) >= 4)
         stride = 2 if fall else 1
-        width = min(320, channels(width * p["grow"], 4)) if fall else width
+        width = min(320, channels(width * p["grow"])) if fall else width
         c = b.shape(x)[1]
         if p["family"] == "ds":
             x = b.conv(b.conv(x, c, kernel, stride=stride, group=c, act=act), width, 1, act=act)

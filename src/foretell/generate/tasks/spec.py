@@ -55,7 +55,7 @@ SPACES: Mapping[str, Space] = {
     "resnet": Space("classification", 8.0, classification.draw_resnet, _classifier),
     "efficientnet": Space("classification", 8.0, classification.draw_efficientnet, _classifier),
     "mnasnet": Space("classification", 8.0, classification.draw_mnasnet, _classifier),
-    "mixed": Space("classification", 9.0, mixed.draw, _built(mixed.build)),
+    "mixed": Space("classification", 6.0, mixed.draw, _built(mixed.build)),
     "ssd": Space("detection", 7.0, detection.draw_ssd, _built(detection.build_ssd)),
     "yolo": Space("detection", 7.0, detection.draw_yolo, _built(detection.build_yolo)),
     "super-resolution": Space("super-resolution", 11.0, super_resolution.draw, _built(super_resolution.build)),

@@ -23,17 +23,17 @@ def draw(rng: Rng) -> Parameters:
     """Parameters of a network."""
     body = pick(rng, "plain", "plain", "residual", "residual", "shrink", "separable", "distil")
     end = pick(rng, "shuffle", "shuffle", "shuffle", "shuffle", "resize", "resize", "transposed", "before")
-    side = pick(rng, 16, 24, 32, 32, 48, 48, 64, 64, 80, 96, 120, 128, 160, 180, 240)
+    side = pick(rng, 16, 24, 32, 32, 48, 48, 64, 64, 80, 96, 112, 128, 160, 192, 256)
     scale = 2 if end in ("transposed", "resize") else pick(rng, 2, 2, 3, 4)
     if end == "before":
         side, scale = min(side, 96), 2
-    wide = side if rng.random() < 0.5 else round(side * rng.uniform(1.0, 1.8) / 8) * 8
+    wide = side if rng.random() < 0.6 else side * pick(rng, 4, 5, 6) // 32 * 8  # 1:1, 5:4, 3:2 in steps of 8
     colours = pick(rng, 1, 3, 3)
     if end == "shuffle" and colours * scale**2 * side * wide // min(colours, scale) > _LARGEST_SHUFFLE:
         end, scale = "resize", 2
     return {
         "resolution": [side, wide], "colours": colours, "scale": scale, "body": body, "end": end,
-        "width": channels(log_uniform(rng, 8, 72), 4), "depth": round(log_uniform(rng, 1, 16)),
+        "width": channels(log_uniform(rng, 8, 72)), "depth": round(log_uniform(rng, 1, 16)),
         "kernel": pick(rng, 3, 3, 3, 5), "first": pick(rng, 3, 5, 5, 9), "inner": pick(rng, 2, 2, 3, 4),
         "act": pick(rng, "relu", "relu", "relu6", "leaky", "tanh"), "skip": int(rng.random() < 0.5),
         "anchor": int(end == "shuffle" and rng.random() < 0.3),

@@ -29,7 +29,7 @@ def _encoder_parameters(rng: Rng, width: int) -> Parameters:
 
 
 def _width(rng: Rng, low: float, high: float) -> int:
-    return channels(log_uniform(rng, low, high), 16)
+    return max(32, round(channels(log_uniform(rng, low, high)) / 16) * 16)
 
 
 def attention(b: Builder, x: str, p: Parameters) -> str:
