@@ -90,13 +90,17 @@ class Backend:
 
 
 def priced(kind: NodeKind) -> bool:
-    """Whether ZigZag has a cost for a node: a two-dimensional convolution, or a product with a constant matrix."""
+    """Whether ZigZag has a cost for a node: a two-dimensional convolution, a product with a constant matrix, or one of
+    two computed operands of equal batch and heads (attention)."""
     view = kind.view
     if kind.op_type not in _PRICED or len(view.ins) < 2 or view.ins[0] is None or view.ins[1] is None:
         return False
     if kind.op_type == "Conv":
         return len(view.ins[1].shape) == 4
-    return view.ins[1].const and len(view.ins[1].shape) == 2
+    x, w = view.ins[0].shape, view.ins[1].shape
+    if view.ins[1].const:
+        return len(w) == 2
+    return kind.op_type == "MatMul" and len(x) == len(w) and 2 <= len(w) <= 4 and x[:-2] == w[:-2]
 
 
 def _inputs() -> Path | None:
@@ -107,21 +111,28 @@ def _inputs() -> Path | None:
 
 
 def _layer_graph(kind: NodeKind) -> Graph:
-    """A graph of this node alone."""
+    """A graph of this node alone. Computed operands get a node before them: that is how ZigZag tells them from weights,
+    of which all heads share one."""
     view = kind.view
     tensors: dict[str, Tensor] = {}
     names = []
+    before: list[Node] = []
+    computed = view.ins[1] is not None and not view.ins[1].const
     for k, t in enumerate(view.ins[:2]):
         assert t is not None
         names.append(f"i{k}")
-        tensors[f"i{k}"] = Tensor(f"i{k}", "f32", t.shape, k == 1)
+        tensors[f"i{k}"] = Tensor(f"i{k}", "f32", t.shape, k == 1 and not computed)
+        if computed:
+            tensors[f"x{k}"] = Tensor(f"x{k}", "f32", t.shape)
+            before.append(Node(f"before{k}", "Relu", (f"x{k}",), (f"i{k}",), {}))
     first = view.outs[0]
     assert first is not None
     tensors["o"] = Tensor("o", "f32", first.shape)
     op_type = kind.op_type
     attrs = {k: v for k, v in view.node.attrs.items() if k in _KEPT}
     node = Node("layer", op_type, tuple(names), ("o",), attrs)
-    return Graph("layer", (node,), tensors, ("i0",), ("o",))
+    inputs = tuple(n.inputs[0] for n in before) or ("i0",)
+    return Graph("layer", (*before, node), tensors, inputs, ("o",))
 
 
 _KEPT = ("strides", "pads", "dilations", "group", "kernel_shape", "transA", "transB")
@@ -153,7 +164,7 @@ class _Cache:
     def price(self, kind: NodeKind, where: str) -> tuple[float, float]:
         """(joules, cycles) of a layer."""
         graph = _layer_graph(kind)
-        node = graph.nodes[0]
+        node = graph.nodes[-1]
         layer = json.dumps(
             [node.op_type, [list(t.shape) for t in graph.tensors.values()], sorted(node.attrs.items()), _LPF_LIMIT]
         )
