@@ -242,6 +242,10 @@ class Store:
                 [(i - len(graphs), campaign, g) for i, g in enumerate(graphs)],
             )
 
+    def campaigns(self) -> list[str]:
+        """Names of all campaigns, the first one first."""
+        return [name for (name,) in self._rows("SELECT campaign FROM jobs GROUP BY campaign ORDER BY MIN(rowid)")]
+
     def counts(self, campaign: str) -> dict[str, int]:
         """Number of jobs by state."""
         return dict(self._rows("SELECT state, COUNT(*) FROM jobs WHERE campaign = ? GROUP BY state", (campaign,)))

@@ -13,6 +13,8 @@ from foretell.graph.ir import Graph, Node, Shape, Tensor
 from foretell.graph.ops import SHAPE_RULES
 from foretell.graph.shapes import Unknown, View
 
+_MOST_NODES = 20_000  # of a graph that is built: parameters from a file may ask for any number of layers
+
 
 class Builder:
     """Collects nodes. Methods take and return tensor names; activations are NCHW, sequences (batch, tokens, width)."""
@@ -59,6 +61,8 @@ class Builder:
 
     def ops(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attrs: Any) -> tuple[str, ...]:
         """Append a node; returns its outputs."""
+        if len(self._nodes) >= _MOST_NODES:
+            raise UsageError(f"over {_MOST_NODES} nodes", where=self.name)
         name = f"n{len(self._nodes)}"
         outs = (name,) if outputs == 1 else tuple(f"{name}.{i}" for i in range(outputs))
         if "to" in attrs:

@@ -48,6 +48,8 @@ def _described(t: Tensor) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(np.float32(value))  # what a file holds of it
     return value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
 
 

@@ -42,7 +42,7 @@ def channels(value: float) -> int:
     """
     if value <= 32:
         return min((4, 8, 12, 16, 24, 32), key=lambda c: abs(c - value))
-    step = 2 ** (math.floor(math.log2(value)) - 2)
+    step = 1 << (math.floor(math.log2(value)) - 2)
     return round(value / step) * step
 
 

@@ -83,6 +83,8 @@ def mnasnet(
 ) -> Graph:  # fmt: skip
     """The network of Accel-NASBench's columns ``block{i}_e``, ``_k``, ``_l`` and ``_se``; 224 x 224 input, swish.
 
+    Weights are as many as the benchmark's ``info_params``, but for the biases of squeeze-and-excitation, which it lacks.
+
     Raises UsageError unless there are seven of each.
     """
     if not len(expansions) == len(kernels) == len(layers) == len(squeeze) == len(MNASNET_BLOCKS):

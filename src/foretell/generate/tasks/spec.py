@@ -94,13 +94,17 @@ class Spec:
             space, parameters, seed = d["space"], d["parameters"], d.get("seed", 0)
         except (ValueError, KeyError, TypeError) as e:
             raise UsageError(f"not a spec ({e}): {text[:80]!r}", try_='{"space": ..., "parameters": {...}}') from None
-        known = space in SPACES and isinstance(parameters, dict)
+        known = isinstance(space, str) and space in SPACES and isinstance(parameters, dict)
         if not known or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise UsageError(f"not a spec: {text[:80]!r}", try_="a space of " + ", ".join(SPACES))
         return cls(space, parameters, seed)
 
     def graph(self, name: str = "") -> Graph:
-        """The network. Raises UsageError for parameters that are none of the space."""
+        """The network.
+
+        Raises:
+            UsageError: parameters that are none of the space; ShapeError: shapes that do not fit.
+        """
         try:
             return SPACES[self.space].build(self.parameters, name or self.space)
         except ForetellError:
