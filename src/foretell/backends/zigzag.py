@@ -16,12 +16,12 @@ import logging
 import math
 import os
 import sqlite3
-import tempfile
 from importlib import util
 from pathlib import Path
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
+from foretell.collector import held
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
@@ -182,11 +182,23 @@ class _Cache:
 
 
 def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
-    """Run ZigZag on one layer."""
+    """Run ZigZag on one layer.
+
+    These are the stages of its ``get_hardware_performance_zigzag`` with ``opt="latency"``, without those that draw and
+    dump: they take as long as the search of a small layer.
+    """
     logging.disable(logging.CRITICAL)
     try:
         import onnx
-        from zigzag.api import get_hardware_performance_zigzag
+        from zigzag.mapping.temporal_mapping import TemporalMappingType
+        from zigzag.stages.evaluation.cost_model_evaluation import CostModelStage
+        from zigzag.stages.main import MainStage
+        from zigzag.stages.mapping.spatial_mapping_generation import SpatialMappingGeneratorStage
+        from zigzag.stages.mapping.temporal_mapping_generator_stage import TemporalMappingGeneratorStage
+        from zigzag.stages.parser.accelerator_parser import AcceleratorParserStage
+        from zigzag.stages.parser.onnx_model_parser import ONNXModelParserStage
+        from zigzag.stages.results.reduce_stages import MinimalLatencyStage, SumStage
+        from zigzag.stages.workload_iterator import WorkloadStage
     except ImportError:
         raise MissingExtraError("zigzag-dse", "zigzag") from None
     inputs = _inputs()
@@ -194,24 +206,28 @@ def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
     mapping = inputs / "mapping" / f"{_MAPPING.get(accelerator, accelerator)}.yaml"
     if not mapping.is_file():
         mapping = inputs / "mapping" / "default.yaml"
+    stages = [
+        ONNXModelParserStage, AcceleratorParserStage, SumStage, WorkloadStage, MinimalLatencyStage,
+        SpatialMappingGeneratorStage, MinimalLatencyStage, TemporalMappingGeneratorStage, CostModelStage,
+    ]  # fmt: skip
     said = io.StringIO()
-    with tempfile.TemporaryDirectory(prefix="foretell-zigzag-") as folder:
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                answer = get_hardware_performance_zigzag(
-                    workload=onnx.load_from_string(write_onnx(graph)),
-                    accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping), opt="latency",
-                    dump_folder=folder, pickle_filename=str(Path(folder, "cmes.pickle")), lpf_limit=_LPF_LIMIT,
-                    nb_spatial_mappings_generated=1, loma_show_progress_bar=False,
-                )  # fmt: skip
-        except SystemExit as e:
-            raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
-        except Exception as e:
-            raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
     try:
-        energy_pj, cycles = float(answer[0]), float(answer[1])
-    except (TypeError, ValueError, IndexError):
-        raise MeasurementError("zigzag's answer is not (energy, cycles, ...): another version?", where=where) from None
+        with held(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            answer = MainStage(
+                list_of_callables=stages, workload=onnx.load_from_string(write_onnx(graph)),
+                accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping),
+                loma_lpf_limit=_LPF_LIMIT, loma_show_progress_bar=False, nb_mappings_generated=1,
+                enable_mix_spatial_mapping_generation=False, access_same_data_considered_as_no_access=True,
+                temporal_mapping_type=TemporalMappingType.UNEVEN,
+            ).run()  # fmt: skip
+    except SystemExit as e:
+        raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
+    except Exception as e:
+        raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
+    try:
+        energy_pj, cycles = float(answer[0][0].energy_total), float(answer[0][0].latency_total2)
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise MeasurementError("zigzag's answer has no energy and latency: another version?", where=where) from None
     if not (math.isfinite(energy_pj) and math.isfinite(cycles)) or energy_pj <= 0 or cycles <= 0:
         raise MeasurementError(f"zigzag's figures are {energy_pj} pJ, {cycles} cycles", where=where)
     return energy_pj * 1e-12, cycles
