@@ -18,6 +18,7 @@ import os
 import sqlite3
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
@@ -206,20 +207,21 @@ def _search(graph: Graph, accelerator: str, where: str) -> tuple[float, float]:
     mapping = inputs / "mapping" / f"{_MAPPING.get(accelerator, accelerator)}.yaml"
     if not mapping.is_file():
         mapping = inputs / "mapping" / "default.yaml"
-    stages = [
+    stages: list[Any] = [
         ONNXModelParserStage, AcceleratorParserStage, SumStage, WorkloadStage, MinimalLatencyStage,
         SpatialMappingGeneratorStage, MinimalLatencyStage, TemporalMappingGeneratorStage, CostModelStage,
     ]  # fmt: skip
     said = io.StringIO()
     try:
         with held(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            answer = MainStage(
+            main: Any = MainStage(
                 list_of_callables=stages, workload=onnx.load_from_string(write_onnx(graph)),
                 accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping),
                 loma_lpf_limit=_LPF_LIMIT, loma_show_progress_bar=False, nb_mappings_generated=1,
                 enable_mix_spatial_mapping_generation=False, access_same_data_considered_as_no_access=True,
                 temporal_mapping_type=TemporalMappingType.UNEVEN,
-            ).run()  # fmt: skip
+            )  # fmt: skip
+            answer = main.run()
     except SystemExit as e:
         raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
     except Exception as e:

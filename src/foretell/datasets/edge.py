@@ -8,6 +8,7 @@ everywhere.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -98,38 +99,34 @@ def tflite_file(spec: Spec, precision: str = "int8") -> bytes:
     return write_tflite(spec.graph(), precision=precision, seed=spec.seed).data
 
 
-class Specs:
-    """The specs of a store: those in its file, and as many more as are asked for."""
+def extend(path: Path, seed: int, count: int, tell: Tell) -> list[Row]:
+    """The first ``count`` rows of a file of specs, after drawing those that it lacks; fewer if the spaces hold no more.
 
-    def __init__(self, store: Path, seed: int) -> None:
-        self.path = specs_file(store)
-        self.rows: list[Row] = []
-        if self.path.is_file() and self.path.stat().st_size:
-            found, self.rows = read_specs(self.path)
+    The file is locked meanwhile: several builds may label one data set, each on other targets.
+
+    Raises:
+        UsageError: the file was drawn with another seed.
+        FormatError: the file is damaged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        whole = path.read_bytes().rfind(b"\n") + 1
+        file.truncate(whole)  # what a kill cut short is drawn anew
+        rows: list[Row] = []
+        if whole:
+            found, rows = read_specs(path)
             if found != seed:
-                what = f"the specs were drawn with seed {found}"
-                raise UsageError(what, where=str(self.path), try_=f"--seed {found}")
-            data = self.path.read_bytes()
-            if not data.endswith(b"\n"):  # cut short by a kill: drawn anew
-                os.truncate(self.path, data.rfind(b"\n") + 1)
+                raise UsageError(f"its networks were drawn with seed {found}", where=str(path), try_=f"--seed {found}")
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"name": NAME, "version": VERSION, "seed": seed}) + "\n", encoding="utf-8")
-        self._more = sample(seed, [r.drawn for r in self.rows])
-
-    def extend(self, count: int, tell: Tell) -> list[Row]:
-        """The first ``count`` rows; fewer if the spaces hold no more."""
-        start, have = time.monotonic(), len(self.rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            for drawn in islice(self._more, max(0, count - have)):
-                row = Row(drawn, graph_hash(onnx_file(drawn.spec)))
-                file.write(row.to_json() + "\n")
-                file.flush()
-                self.rows.append(row)
-                new = len(self.rows) - have
-                passed = time.monotonic() - start
-                tell("drawing", new / (count - have), passed / new * (count - have - new), drawn.name)
-        return self.rows[:count]
+            file.write(json.dumps({"name": NAME, "version": VERSION, "seed": seed}) + "\n")
+        start, missing = time.monotonic(), max(0, count - len(rows))
+        for i, drawn in enumerate(islice(sample(seed, [r.drawn for r in rows]), missing), 1):
+            rows.append(Row(drawn, graph_hash(onnx_file(drawn.spec))))
+            file.write(rows[-1].to_json() + "\n")
+            file.flush()
+            tell("drawing", i / missing, (time.monotonic() - start) / i * (missing - i), drawn.name)
+    return rows[:count]
 
 
 def campaign_of(target: str) -> str:
@@ -159,10 +156,9 @@ def build(
         backend.version()
         chosen.append((target, _settings(backend, target, workers)))
     store = Store(path)
-    specs = Specs(path, seed)
     start = time.monotonic()
     for first in range(0, count, _PIECE):
-        rows = specs.extend(min(first + _PIECE, count), tell)
+        rows = extend(specs_file(path), seed, min(first + _PIECE, count), tell)
         if len(rows) <= first:
             break
         for target, settings in chosen:
