@@ -111,8 +111,10 @@ def extend(path: Path, seed: int, count: int, tell: Tell) -> list[Row]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        whole = path.read_bytes().rfind(b"\n") + 1
-        file.truncate(whole)  # what a kill cut short is drawn anew
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):  # what a kill cut short is drawn anew
+            file.truncate(whole)
         rows: list[Row] = []
         if whole:
             found, rows = read_specs(path)
