@@ -159,6 +159,15 @@ def build(
         chosen.append((target, _settings(backend, target, workers)))
     store = Store(path)
     start = time.monotonic()
+    before = _finished(store, chosen)
+
+    def report(p: Progress) -> None:
+        made = _finished(store, chosen) - before
+        left = count * len(chosen) - made - before
+        remaining = (time.monotonic() - start) / max(made, 1) * left
+        share = 1 - left / (count * len(chosen))
+        tell("labelling", max(0.0, share), max(0.0, remaining), f"{p.done} done, {p.failed} failed, last {p.last}")
+
     for first in range(0, count, _PIECE):
         rows = extend(specs_file(path), seed, min(first + _PIECE, count), tell)
         if len(rows) <= first:
@@ -171,7 +180,7 @@ def build(
                 settings = _limited(settings, left)
             _enqueue(store, target, rows)
             if {"pending", "leased"} & set(store.counts(campaign_of(target.name))):
-                _label(store, target, settings, first, count, tell)
+                run_campaign(store, campaign_of(target.name), target, settings, report)
     return {target.name: store.counts(campaign_of(target.name)) for target, _ in chosen}
 
 
@@ -203,9 +212,7 @@ def _enqueue(store: Store, target: Target, rows: Sequence[Row]) -> None:
     store.add_jobs(campaign, [(row.graph, processes) for row in rows[have:]])
 
 
-def _label(store: Store, target: Target, settings: Settings, first: int, count: int, tell: Tell) -> None:
-    def report(p: Progress) -> None:
-        text = f"{target.name}: {p.done} done, {p.failed} failed of the first {p.total}, last {p.last}"
-        tell("labelling", min(1.0, (p.done + p.failed) / count), p.remaining_s, text)
-
-    run_campaign(store, campaign_of(target.name), target, settings, report)
+def _finished(store: Store, chosen: Sequence[tuple[Target, Settings]]) -> int:
+    """Jobs that are done or failed, on all targets."""
+    counts = [store.counts(campaign_of(target.name)) for target, _ in chosen]
+    return sum(c.get("done", 0) + c.get("failed", 0) for c in counts)
