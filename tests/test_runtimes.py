@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -321,13 +322,33 @@ def test_zigzag_conforms_and_remembers(tmp_path, monkeypatch):
     assert backend.run(small(), "small", target, QUICK) == run
 
 
+def test_zigzag_prices_attention_with_operands_of_every_head(tmp_path, monkeypatch):
+    pytest.importorskip("zigzag")
+    monkeypatch.setenv("FORETELL_ZIGZAG_CACHE", str(tmp_path / "cache.sqlite"))
+    backend, target = backends.resolve("zigzag-tpu_like")
+
+    def run(heads, const):
+        b = Builder("product")
+        shape = (1, heads, 48, 16) if not const else (48, 16)
+        other = b.weight(16, 48) if const else b.input((1, heads, 16, 48))
+        b.output(b.op("MatMul", [b.input(shape), other]))
+        return backend.run(write_onnx(b.graph()), "product", target, QUICK)
+
+    one, four = run(1, True), run(4, False)
+    # Four heads have four right-hand sides: four times the energy, and little less than four times the cycles.
+    assert four.energy_j == pytest.approx(4 * one.energy_j, rel=0.01)
+    assert 3.4 * one.samples_s[0] < four.samples_s[0] <= 4 * one.samples_s[0]
+
+
 @pytest.mark.parametrize("answer", [(float("nan"), 1.0), (1.0,), ("x", 2), None, (-1.0, 5.0)])
 def test_other_answers_of_zigzag_are_no_figure(tmp_path, monkeypatch, answer):
     pytest.importorskip("zigzag")
-    import zigzag.api
+    import zigzag.stages.main
 
     monkeypatch.setenv("FORETELL_ZIGZAG_CACHE", str(tmp_path / "cache.sqlite"))
-    monkeypatch.setattr(zigzag.api, "get_hardware_performance_zigzag", lambda **_: answer)
+    names = ("energy_total", "latency_total2")
+    found = None if answer is None else [(SimpleNamespace(**dict(zip(names, answer, strict=False))), None)]
+    monkeypatch.setattr(zigzag.stages.main.MainStage, "run", lambda _: found)
     backend, target = backends.resolve("zigzag-tpu_like")
     with pytest.raises(MeasurementError):
         backend.run(small(), "small", target, QUICK)

@@ -32,6 +32,7 @@ from foretell.predictor.judge import judge
 from foretell.predictor.stack import Predictor
 from foretell.records import Measurement, Target
 from foretell.store import Store
+from foretell.store import graph_hash as graph_hash
 
 # Share of the budget for the real networks that judge the predictor; they train nothing but the intervals.
 _JUDGE_SHARE = 0.25
@@ -98,11 +99,6 @@ def plan_build(
     judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, each if backend.estimate else None)
     processes = 1 if backend.estimate else protocol.PROCESSES
     return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, signal, until_percent)
-
-
-def graph_hash(model: bytes) -> str:
-    """The store's key of a model: SHA-256 of its bytes."""
-    return hashlib.sha256(model).hexdigest()
 
 
 def enqueue(store: Store, campaign: str, models: Sequence[tuple[str, str, str, bytes]], processes: int) -> None:

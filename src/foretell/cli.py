@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from foretell import __version__, cli_catalogue
+from foretell.cli_dataset import dataset
 from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -63,6 +64,9 @@ def app() -> None:
       foretell build --target ort --minutes 15      a predictor of this machine
       foretell targets add my-board.toml            a device behind ssh or adb
     """
+
+
+app.add_command(dataset)
 
 
 def main() -> NoReturn:
@@ -693,11 +697,6 @@ def evaluate(target: str, stores: tuple[Path, ...], form: str) -> None:
     pair = protocol.pair_noise(test)
     value = floor if floor is not None else (pair or 0.0) / 3**0.5
     tables.show(*sheets.judged(rows, round(value * 100, 2), predictor.target.name), form)
-
-
-@app.group()
-def dataset() -> None:
-    """Data sets of measurements: what others published."""
 
 
 for _command in cli_catalogue.COMMANDS:

@@ -6,6 +6,7 @@ so that doing a job twice cannot make a duplicate. Large values are zlib-compres
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -40,6 +41,11 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (campaign, state, position);
 CREATE INDEX IF NOT EXISTS jobs_by_graph ON jobs (graph);
 """
+
+
+def graph_hash(model: bytes) -> str:
+    """The store's key of a model: SHA-256 of its bytes."""
+    return hashlib.sha256(model).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +253,10 @@ class Store:
                 "UPDATE jobs SET position = ? WHERE campaign = ? AND graph = ? AND state = 'pending'",
                 [(i - len(graphs), campaign, g) for i, g in enumerate(graphs)],
             )
+
+    def campaigns(self) -> list[str]:
+        """Names of all campaigns, the first one first."""
+        return [name for (name,) in self._rows("SELECT campaign FROM jobs GROUP BY campaign ORDER BY MIN(rowid)")]
 
     def counts(self, campaign: str) -> dict[str, int]:
         """Number of jobs by state."""

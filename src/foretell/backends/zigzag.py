@@ -19,13 +19,13 @@ import logging
 import math
 import os
 import sqlite3
-import tempfile
 from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
+from foretell.collector import held
 from foretell.errors import MeasurementError, MissingExtraError, TargetError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
@@ -106,13 +106,17 @@ class Backend:
 
 
 def priced(kind: NodeKind) -> bool:
-    """Whether ZigZag has a cost for a node: a two-dimensional convolution, or a product with a constant matrix."""
+    """Whether ZigZag has a cost for a node: a two-dimensional convolution, a product with a constant matrix, or one of
+    two computed operands of equal batch and heads (attention)."""
     view = kind.view
     if kind.op_type not in _PRICED or len(view.ins) < 2 or view.ins[0] is None or view.ins[1] is None:
         return False
     if kind.op_type == "Conv":
         return len(view.ins[1].shape) == 4
-    return view.ins[1].const and len(view.ins[1].shape) == 2
+    x, w = view.ins[0].shape, view.ins[1].shape
+    if view.ins[1].const:
+        return len(w) == 2
+    return kind.op_type == "MatMul" and len(x) == len(w) and 2 <= len(w) <= 4 and x[:-2] == w[:-2]
 
 
 def _inputs() -> Path | None:
@@ -123,21 +127,28 @@ def _inputs() -> Path | None:
 
 
 def _layer_graph(kind: NodeKind) -> Graph:
-    """A graph of this node alone."""
+    """A graph of this node alone. Computed operands get a node before them: that is how ZigZag tells them from weights,
+    of which all heads share one."""
     view = kind.view
     tensors: dict[str, Tensor] = {}
     names = []
+    before: list[Node] = []
+    computed = view.ins[1] is not None and not view.ins[1].const
     for k, t in enumerate(view.ins[:2]):
         assert t is not None
         names.append(f"i{k}")
-        tensors[f"i{k}"] = Tensor(f"i{k}", "f32", t.shape, k == 1)
+        tensors[f"i{k}"] = Tensor(f"i{k}", "f32", t.shape, k == 1 and not computed)
+        if computed:
+            tensors[f"x{k}"] = Tensor(f"x{k}", "f32", t.shape)
+            before.append(Node(f"before{k}", "Relu", (f"x{k}",), (f"i{k}",), {}))
     first = view.outs[0]
     assert first is not None
     tensors["o"] = Tensor("o", "f32", first.shape)
     op_type = kind.op_type
     attrs = {k: v for k, v in view.node.attrs.items() if k in _KEPT}
     node = Node("layer", op_type, tuple(names), ("o",), attrs)
-    return Graph("layer", (node,), tensors, ("i0",), ("o",))
+    inputs = tuple(n.inputs[0] for n in before) or ("i0",)
+    return Graph("layer", (*before, node), tensors, inputs, ("o",))
 
 
 _KEPT = ("strides", "pads", "dilations", "group", "kernel_shape", "transA", "transB")
@@ -173,7 +184,7 @@ class _Cache:
     def price(self, kind: NodeKind, where: str) -> Price:
         """The price of a layer, searched for if it is not here."""
         graph = _layer_graph(kind)
-        node = graph.nodes[0]
+        node = graph.nodes[-1]
         layer = json.dumps(
             [node.op_type, [list(t.shape) for t in graph.tensors.values()], sorted(node.attrs.items()), _LPF_LIMIT]
         )
@@ -193,11 +204,23 @@ class _Cache:
 
 
 def _search(graph: Graph, accelerator: str, where: str) -> Price:
-    """Run ZigZag on one layer."""
+    """Run ZigZag on one layer.
+
+    These are the stages of its ``get_hardware_performance_zigzag`` with ``opt="latency"``, without those that draw and
+    dump: they take as long as the search of a small layer.
+    """
     logging.disable(logging.CRITICAL)
     try:
         import onnx
-        from zigzag.api import get_hardware_performance_zigzag
+        from zigzag.mapping.temporal_mapping import TemporalMappingType
+        from zigzag.stages.evaluation.cost_model_evaluation import CostModelStage
+        from zigzag.stages.main import MainStage
+        from zigzag.stages.mapping.spatial_mapping_generation import SpatialMappingGeneratorStage
+        from zigzag.stages.mapping.temporal_mapping_generator_stage import TemporalMappingGeneratorStage
+        from zigzag.stages.parser.accelerator_parser import AcceleratorParserStage
+        from zigzag.stages.parser.onnx_model_parser import ONNXModelParserStage
+        from zigzag.stages.results.reduce_stages import MinimalLatencyStage, SumStage
+        from zigzag.stages.workload_iterator import WorkloadStage
     except ImportError:
         raise MissingExtraError("zigzag-dse", "zigzag") from None
     inputs = _inputs()
@@ -205,26 +228,31 @@ def _search(graph: Graph, accelerator: str, where: str) -> Price:
     mapping = inputs / "mapping" / f"{_MAPPING.get(accelerator, accelerator)}.yaml"
     if not mapping.is_file():
         mapping = inputs / "mapping" / "default.yaml"
+    stages: list[Any] = [
+        ONNXModelParserStage, AcceleratorParserStage, SumStage, WorkloadStage, MinimalLatencyStage,
+        SpatialMappingGeneratorStage, MinimalLatencyStage, TemporalMappingGeneratorStage, CostModelStage,
+    ]  # fmt: skip
     said = io.StringIO()
-    with tempfile.TemporaryDirectory(prefix="foretell-zigzag-") as folder:
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                answer = get_hardware_performance_zigzag(
-                    workload=onnx.load_from_string(write_onnx(graph)),
-                    accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping), opt="latency",
-                    dump_folder=folder, pickle_filename=str(Path(folder, "cmes.pickle")), lpf_limit=_LPF_LIMIT,
-                    nb_spatial_mappings_generated=1, loma_show_progress_bar=False,
-                )  # fmt: skip
-        except SystemExit as e:
-            raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
-        except Exception as e:
-            raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
     try:
-        energy_pj, cycles = float(answer[0]), float(answer[1])
-        evaluations: Any = answer[2]
-        compute, memory = _busy(evaluations[0][0])
+        with held(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main: Any = MainStage(
+                list_of_callables=stages, workload=onnx.load_from_string(write_onnx(graph)),
+                accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping),
+                loma_lpf_limit=_LPF_LIMIT, loma_show_progress_bar=False, nb_mappings_generated=1,
+                enable_mix_spatial_mapping_generation=False, access_same_data_considered_as_no_access=True,
+                temporal_mapping_type=TemporalMappingType.UNEVEN,
+            )  # fmt: skip
+            answer = main.run()
+    except SystemExit as e:
+        raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
+    except Exception as e:
+        raise MeasurementError(f"zigzag: {type(e).__name__}: {str(e)[:300]}", where=where) from None
+    try:
+        evaluation: Any = answer[0][0]
+        energy_pj, cycles = float(evaluation.energy_total), float(evaluation.latency_total2)
+        compute, memory = _busy(evaluation)
     except (TypeError, ValueError, IndexError, AttributeError):
-        raise MeasurementError("zigzag's answer is not (energy, cycles, ...): another version?", where=where) from None
+        raise MeasurementError("zigzag's answer has no energy and latency: another version?", where=where) from None
     if not all(map(math.isfinite, (energy_pj, cycles, compute, memory))) or energy_pj <= 0 or cycles <= 0:
         raise MeasurementError(f"zigzag's figures are {energy_pj} pJ, {cycles} cycles", where=where)
     return Price(energy_pj * 1e-12, cycles, compute, memory)

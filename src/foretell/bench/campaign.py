@@ -36,6 +36,7 @@ from foretell.store import Job
 BLOCK = {False: 12, True: 64}
 _LEASE_S = 600.0
 _MAX_ATTEMPTS = 5
+_ESTIMATES = 250  # of one child: a tool starts slowly, does not drift, and may leak
 _MAX_LOSSES = 3  # times that the device may fail while one network runs
 _COUNT_S = 60.0
 KEPT = "what is measured is kept; the same command goes on from there"
@@ -158,6 +159,7 @@ class _State:
         self.error: BaseException | None = None
         self._lock = threading.Lock()
         self._children: set[Child] = set()
+        self._idle: dict[int, tuple[Child, int]] = {}  # by worker: a tool's child between two blocks, estimates it made
         self._start = time.monotonic()
         self._tally = Tally(store, campaign, report, settings.seconds)
 
@@ -175,6 +177,8 @@ class _State:
                 self.stop.set()
         finally:
             try:
+                if (idle := self._idle.pop(threading.get_ident(), None)) is not None:
+                    self._drop(idle[0])
                 self.store.release(self.campaign)
             finally:
                 ended.set()
@@ -233,7 +237,7 @@ class _State:
         cpus: tuple[int, ...],
         runs: dict[str, dict[int, tuple[Run | None, str, float]]],
     ) -> None:
-        child: Child | None = None
+        child, made = self._idle.pop(threading.get_ident(), (None, 0))
         reference = 0.0
         limits = Limits(seconds=self.settings.job_seconds)
         losses = 0
@@ -241,8 +245,12 @@ class _State:
         try:
             while todo and not self.stop.is_set():
                 job = todo[0]
+                if child is not None and not child.alive():  # it died between two blocks: nobody's fault
+                    self._drop(child)
+                    child = None
                 if child is None:
                     child, reference = self._start_child(cpus, limits)
+                    made = 0
                     if self.stop.is_set():  # kill() may have run while this child was starting
                         return
                 message = self._message(job.model, job.name, self.settings.options)
@@ -278,8 +286,11 @@ class _State:
                 runs[job.graph][process] = (run, error, seconds)
                 todo.pop(0)
                 losses = 0
+                made += 1
         finally:
-            if child is not None:
+            if child is not None and self.estimate and made < _ESTIMATES:
+                self._idle[threading.get_ident()] = child, made
+            elif child is not None:
                 self._drop(child)
 
     def _start_child(self, cpus: tuple[int, ...], limits: Limits) -> tuple[Child, float]:

@@ -1,1 +1,1 @@
-"""Data sets: rows that others measured (catalogue), and those that foretell labels itself."""
+"""Data sets: rows that others measured (the catalogue), and those that foretell labels itself."""

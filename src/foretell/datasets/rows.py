@@ -75,7 +75,7 @@ def arrow() -> Any:
     try:
         import pyarrow
     except ImportError:
-        raise MissingExtraError("pyarrow", "catalogue") from None
+        raise MissingExtraError("pyarrow", "dataset") from None
     return pyarrow
 
 

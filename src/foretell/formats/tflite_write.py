@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,13 @@ def write_tflite(graph: Graph, *, precision: str = "f32", seed: int = 0) -> Tfli
     return Writer(graph, precision == "int8", seed).write()
 
 
+@lru_cache(maxsize=2)
+def _normal(seed: int) -> Array:
+    values = np.random.default_rng(seed).standard_normal(_POOL, dtype=np.float32)
+    values.flags.writeable = False
+    return values
+
+
 class Writer:
     def __init__(self, graph: Graph, int8: bool, seed: int) -> None:
         self.graph, self.int8 = graph, int8
@@ -93,10 +100,10 @@ class Writer:
         self.done: set[int] = set()  # nodes fused into an earlier one, or dropped
         self.skipped: list[int] = []  # nodes to be counted to the next operator
 
-    @cached_property
+    @property
     def pool(self) -> Array:
         """Standard normal values that weights are cut from."""
-        return np.random.default_rng(self.seed).standard_normal(_POOL, dtype=np.float32)
+        return _normal(self.seed)
 
     def _feature_maps(self) -> set[str]:
         graph = self.graph

@@ -13,6 +13,8 @@ from foretell.graph.ir import Graph, Node, Shape, Tensor
 from foretell.graph.ops import SHAPE_RULES
 from foretell.graph.shapes import Unknown, View
 
+_MOST_NODES = 20_000  # of a graph that is built: parameters from a file may ask for any number of layers
+
 
 class Builder:
     """Collects nodes. Methods take and return tensor names; activations are NCHW, sequences (batch, tokens, width)."""
@@ -59,6 +61,8 @@ class Builder:
 
     def ops(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attrs: Any) -> tuple[str, ...]:
         """Append a node; returns its outputs."""
+        if len(self._nodes) >= _MOST_NODES:
+            raise UsageError(f"over {_MOST_NODES} nodes", where=self.name)
         name = f"n{len(self._nodes)}"
         outs = (name,) if outputs == 1 else tuple(f"{name}.{i}" for i in range(outputs))
         if "to" in attrs:
@@ -91,7 +95,7 @@ class Builder:
         channels: int,
         kernel: int | tuple[int, int] = 1,
         *,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         group: int = 1,
         dilation: int = 1,
         bias: bool | None = None,
@@ -101,12 +105,13 @@ class Builder:
         """Convolution with "same" padding unless ``pad`` is given, then an activation."""
         cin = self.shape(x)[1]
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        steps = (stride, stride) if isinstance(stride, int) else stride
         w = self.weight(channels, cin // group, kh, kw)
         ph, pw = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if pad is None else (pad, pad)
         y = self.op(
             "Conv",
             [x, w, self.weight(channels)] if (self._bias if bias is None else bias) else [x, w],
-            kernel_shape=(kh, kw), strides=(stride, stride), pads=(ph, pw, ph, pw), group=group,
+            kernel_shape=(kh, kw), strides=steps, pads=(ph, pw, ph, pw), group=group,
             dilations=(dilation, dilation),
         )  # fmt: skip
         return self.act(y, act)

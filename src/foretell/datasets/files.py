@@ -1,0 +1,123 @@
+"""From a store with labels to the data set's files, and from its specs to files of networks."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foretell.bench import protocol
+from foretell.datasets import card as cards
+from foretell.datasets import edge, parquet
+from foretell.errors import FormatError, UsageError
+from foretell.generate.tasks.sampler import describe
+from foretell.graph.canonical import canonical_hash
+from foretell.records import Measurement
+from foretell.store import Store
+
+FORMS = ("onnx", "tflite", "both")
+
+
+def pack(
+    store: Path, folder: Path, targets: Sequence[str] = (), tell: Callable[[float], None] | None = None
+) -> dict[str, Any]:
+    """Write the labels of a store as a data set; returns its card.
+
+    Args:
+        targets: those to take; by default all that have labels.
+        tell: told the share done.
+
+    Raises:
+        UsageError: the store has no specs, or no labels.
+        FormatError: its specs were drawn by a foretell that builds other networks from them.
+    """
+    path = edge.specs_file(store)
+    if not path.is_file():
+        raise UsageError("the store holds no data set", where=str(store), try_="foretell dataset build")
+    seed, rows = edge.read_specs(path)
+    place = {row.graph: i for i, row in enumerate(rows)}
+    kept = Store(store)
+    labels: list[parquet.Label] = []
+    examples: dict[str, Measurement] = {}
+    prefix = edge.campaign_of("")
+    for target in targets or [c.removeprefix(prefix) for c in kept.campaigns() if c.startswith(prefix)]:
+        found = [m for m in kept.measurements(target, edge.campaign_of(target)) if m.graph in place]
+        found = protocol.correct_drift(found)
+        found.sort(key=lambda m: place[m.graph])
+        labels += [_label(m, place[m.graph]) for m in found]
+        good = next((m for m in found if m.verdict == "ok"), None)
+        if good is not None:
+            examples[target] = good
+    labels = [x for x in labels if x.target in examples]
+    if not labels:
+        raise UsageError("the store holds no labels", where=str(store), try_="foretell dataset build")
+    last = max(x.network for x in labels) + 1  # what no target has seen yet is no part of it
+    networks = []
+    for i, row in enumerate(rows[:last]):
+        drawn = describe(row.drawn.spec, row.drawn.number)
+        if drawn is None or (drawn.macs, drawn.nodes) != (row.drawn.macs, row.drawn.nodes):
+            raise FormatError(f"{row.drawn.name} is rebuilt as another network", where=str(path),
+                              try_="the foretell that drew it")  # fmt: skip
+        networks.append(parquet.Network(drawn, parquet.split_of(drawn)))
+        if tell is not None:
+            tell((i + 1) / last)
+    card = cards.make(networks, labels, name=edge.NAME, version=edge.VERSION, seed=seed, examples=examples)
+    written = parquet.write(folder, networks, labels, card)
+    (folder / "README.md").write_text(cards.markdown(written), encoding="utf-8")
+    return written
+
+
+def _label(m: Measurement, place: int) -> parquet.Label:
+    if m.verdict == "failed":
+        return parquet.Label(place, m.target.name, "failed")
+    noise = None if m.estimate else m.noise
+    return parquet.Label(place, m.target.name, m.verdict, m.latency_s, m.energy_j, m.peak_memory_bytes, noise)
+
+
+def chosen(
+    networks: Iterable[parquet.Network], *, spaces: Sequence[str] = (), split: str = "", ids: Sequence[str] = (),
+    count: int = 0,
+) -> list[parquet.Network]:  # fmt: skip
+    """Networks by space, split, beginning of their id, and at most ``count``. Raises UsageError if there is none."""
+    out = [
+        n for n in networks
+        if (not spaces or n.drawn.spec.space in spaces or n.task in spaces) and (not split or n.split == split)
+        and (not ids or any(n.drawn.hash.startswith(i) for i in ids))
+    ]  # fmt: skip
+    out = out[:count] if count else out
+    if not out:
+        raise UsageError("no network is like that", try_="foretell dataset info FOLDER")
+    return out
+
+
+def export(
+    networks: Sequence[parquet.Network], folder: Path, form: str, tell: Callable[[float], None] | None = None
+) -> int:
+    """Write ``SPACE-ID.onnx`` and ``SPACE-ID.int8.tflite``; files that are there stay. Returns how many were written.
+
+    Raises:
+        FormatError: a rebuilt network is not the one of the data set: this foretell builds it in another way.
+        UnsupportedError: TFLite has no word for an op.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for i, n in enumerate(networks):
+        spec = n.drawn.spec
+        if not canonical_hash(spec.graph()).startswith(n.drawn.hash):
+            raise FormatError("it is rebuilt as another network", where=f"{spec.space} {n.drawn.hash[:16]}",
+                              try_="the foretell of the data set's card")  # fmt: skip
+        name = re.sub(r"[^a-z0-9-]", "-", f"{spec.space}-{n.drawn.hash[:16]}")
+        for suffix, wanted, make in (
+            ("onnx", "onnx", edge.onnx_file), ("int8.tflite", "tflite", edge.tflite_file),
+        ):  # fmt: skip
+            path = folder / f"{name}.{suffix}"
+            if form in (wanted, "both") and not path.is_file():
+                temporary = folder / f".{path.name}.{os.getpid()}"
+                temporary.write_bytes(make(spec))
+                os.replace(temporary, path)
+                written += 1
+        if tell is not None:
+            tell((i + 1) / len(networks))
+    return written

@@ -1,0 +1,276 @@
+"""The data set: drawn and labelled piece by piece, resumed after a kill, packed, checked, exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from foretell import backends
+from foretell.bench import campaign
+from foretell.cli import app
+from foretell.datasets import edge, files, parquet
+from foretell.errors import FormatError, UsageError
+from foretell.formats import read
+from foretell.graph.canonical import canonical_hash
+from foretell.store import Store
+
+pytest.importorskip("pyarrow")
+COUNT = 14
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def be_quick(patch: pytest.MonkeyPatch) -> None:
+    """Small pieces, and the null backend as an estimator: one run a network, one child."""
+    patch.setattr(edge, "_PIECE", 5)
+    patch.setattr(edge, "RunOptions", lambda **_: campaign.RunOptions(min_runs=3))
+    patch.setattr(type(backends.get("fake")), "estimate", True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    be_quick(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A store with a small data set, labelled by the null backend, and its files."""
+    folder = tmp_path_factory.mktemp("dataset")
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        counts = edge.build(folder / "s.sqlite", count=COUNT, targets=["fake"], tell=quiet)
+    assert counts == {"fake-f32-1t": {"done": COUNT}}
+    files.pack(folder / "s.sqlite", folder / "set")
+    return folder
+
+
+def names(store: Path) -> list[str]:
+    return [m.name for m in Store(store).measurements("fake-f32-1t", edge.campaign_of("fake-f32-1t"))]
+
+
+def test_all_is_labelled_once_and_goes_on(labelled, tmp_path):
+    assert len(set(names(labelled / "s.sqlite"))) == COUNT
+    first = edge.specs_file(labelled / "s.sqlite").read_text().splitlines()
+    store = tmp_path / "s.sqlite"
+    edge.build(store, count=6, targets=["fake"], tell=quiet)
+    path = edge.specs_file(store)
+    path.write_bytes(path.read_bytes() + b'{"graph": "cut sho')  # a kill in the middle of a line
+    edge.build(store, count=8, targets=["fake"], tell=quiet)
+    assert path.read_text().splitlines() == first[:9]
+    assert sorted(names(store)) == sorted(r.drawn.name for r in edge.read_specs(path)[1])
+
+
+def test_a_second_target_labels_the_same_networks(labelled, tmp_path, monkeypatch):
+    pytest.importorskip("ethosu.vela")
+    store = tmp_path / "s.sqlite"
+    monkeypatch.setattr(
+        edge, "sample", lambda seed, known: iter([r.drawn for r in edge.read_specs(edge.specs_file(labelled / "s.sqlite"))[1]
+                                                  if r.drawn.macs < 2e7][len(known) :])
+    )  # fmt: skip
+    counts = edge.build(store, count=2, targets=["ethos-u55-128", "fake"], tell=quiet)
+    assert counts == {"ethos-u55-128": {"done": 2}, "fake-f32-1t": {"done": 2}}
+    card = files.pack(store, tmp_path / "set")
+    assert card["targets"]["ethos-u55-128"]["estimate"] is True
+    found = parquet.read(tmp_path / "set")
+    assert np.isfinite(found.values("ethos-u55-128", "peak_memory_bytes")).all()
+    assert np.isnan(found.values("ethos-u55-128", "energy_j")).all()
+
+
+def test_another_seed_is_refused(labelled):
+    with pytest.raises(UsageError, match="seed 0"):
+        edge.build(labelled / "s.sqlite", count=1, targets=["fake"], seed=1, tell=quiet)
+
+
+def test_a_damaged_file_of_specs_is_refused(labelled, tmp_path):
+    lines = edge.specs_file(labelled / "s.sqlite").read_text().splitlines()
+    path = edge.specs_file(tmp_path / "s.sqlite")
+    for bad in ("{}", lines[0].replace("foretell-edge", "other"), "", "[1]"):
+        path.write_text("\n".join([bad, *lines[1:]]) + "\n")
+        with pytest.raises(FormatError):
+            edge.read_specs(path)
+    for bad in ("x", "{}", lines[2][:-20], lines[2].replace('"macs":', '"mac":'), "[]"):
+        path.write_text("\n".join([*lines[:2], bad, *lines[3:]]) + "\n")
+        with pytest.raises(FormatError, match="line 3"):
+            edge.read_specs(path)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from foretell.datasets import edge
+from foretell import backends
+from foretell.bench import campaign
+edge._PIECE = 5
+type(backends.get("fake")).estimate = True
+edge.RunOptions = lambda **_: campaign.RunOptions(min_runs=3)
+edge.build(Path(sys.argv[1]), count={count}, targets=["fake"], tell=lambda *_: None)
+"""
+
+
+def test_a_kill_loses_nothing(labelled, tmp_path):
+    store = tmp_path / "s.sqlite"
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(count=COUNT), str(store)], start_new_session=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if store.is_file() and Store(store).counts(edge.campaign_of("fake-f32-1t")).get("done", 0) >= 2:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = names(store)
+    assert 2 <= len(before) < COUNT
+    edge.build(store, count=COUNT, targets=["fake"], tell=quiet)
+    after = names(store)
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after)) == COUNT
+    assert edge.specs_file(store).read_text() == edge.specs_file(labelled / "s.sqlite").read_text()
+
+
+# Files
+
+
+def test_what_is_packed_is_read_again(labelled):
+    found = parquet.read(labelled / "set")
+    _, rows = edge.read_specs(edge.specs_file(labelled / "s.sqlite"))
+    assert [n.drawn.spec for n in found.networks] == [r.drawn.spec for r in rows]
+    assert [n.drawn.macs for n in found.networks] == [r.drawn.macs for r in rows]
+    assert found.targets == ["fake-f32-1t"]
+    latency = found.values("fake-f32-1t", "latency_s")
+    by_name = {m.name: m for m in Store(labelled / "s.sqlite").measurements("fake-f32-1t")}
+    for row, value in zip(rows, latency, strict=True):
+        m = by_name[row.drawn.name]
+        assert (np.isnan(value) and m.verdict != "ok") or value == m.latency_s
+    assert {n.split for n in found.networks} <= set(parquet.SPLITS)
+    assert all(parquet.split_of(r.drawn) == n.split or n.drawn.hash != r.drawn.hash[:16]
+               for r, n in zip(rows, found.networks, strict=True))  # fmt: skip
+    card = json.loads((labelled / "set" / "card.json").read_text())
+    assert card["networks"] == COUNT
+    assert sum(s["networks"] for s in card["spaces"].values()) == COUNT
+    assert "| fake-f32-1t |" in (labelled / "set" / "README.md").read_text()
+    with pytest.raises(UsageError):
+        found.values("fake-f32-1t", "joules")
+
+
+def test_splits_hold_what_they_should(labelled):
+    """Shares by hash, and a cell stays with itself whatever its classes."""
+    drawn = edge.read_specs(edge.specs_file(labelled / "s.sqlite"))[1][0].drawn
+    drawn = replace(drawn, spec=edge.Spec("vit", {}))
+    hashes = [f"{int((i + 0.5) * 16**8 / 1000):08x}" + "0" * 56 for i in range(1000)]
+    places = [parquet.split_of(replace(drawn, hash=h)) for h in hashes]
+    assert [places.count(s) for s in parquet.SPLITS] == [850, 50, 100]
+    ops = ["nor_conv_1x1", "skip_connect", "nor_conv_3x3", "none", "nor_conv_1x1", "avg_pool_3x3"]
+    found = [files.describe(edge.Spec("nasbench201", {"ops": ops, "classes": c})) for c in (10, 100)]
+    assert found[0].hash != found[1].hash
+    assert parquet.split_of(found[0]) == parquet.split_of(found[1])
+
+
+def copy(labelled: Path, to: Path) -> Path:
+    to.mkdir()
+    for f in (labelled / "set").iterdir():
+        (to / f.name).write_bytes(f.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("name", ["networks.parquet", "labels.parquet", "card.json"])
+def test_a_damaged_data_set_is_refused(labelled, tmp_path, name):
+    for i, damage in enumerate((lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:40] + b"\xff\xfe" + d[42:])):
+        folder = copy(labelled, tmp_path / str(i))
+        path = folder / name
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(FormatError):
+            parquet.read(folder)
+    (folder / name).unlink()
+    with pytest.raises(FormatError):
+        parquet.read(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": COUNT}, {"network": -1}, {"verdict": "splendid"}, {"latency_s": -1.0}, {"latency_s": float("inf")},
+        {"energy_j": float("nan")},
+    ],
+)  # fmt: skip
+def test_labels_out_of_range_are_refused(labelled, tmp_path, change):
+    found = parquet.read(labelled / "set")
+    labels = [*found.labels[1:], replace(found.labels[0], **change)]
+    parquet.write(tmp_path / "set", found.networks, labels, {})
+    with pytest.raises(FormatError, match=f"row {COUNT - 1}"):
+        parquet.read(tmp_path / "set")
+
+
+def test_files_are_rebuilt_or_refused(labelled, tmp_path):
+    found = parquet.read(labelled / "set")
+    few = files.chosen(found.networks, spaces=["keyword-spotting", "bert"], count=2)
+    assert files.export(few, tmp_path / "out", "both") == 4
+    assert files.export(few, tmp_path / "out", "both") == 0
+    for n in few:
+        stem = f"{n.drawn.spec.space}-{n.drawn.hash[:16]}"
+        graph = read((tmp_path / "out" / f"{stem}.onnx").read_bytes())
+        assert graph.total_macs == n.drawn.macs
+        assert canonical_hash(graph).startswith(n.drawn.hash)
+        assert read((tmp_path / "out" / f"{stem}.int8.tflite").read_bytes()).total_macs == n.drawn.macs
+    wrong = replace(few[0], drawn=replace(few[0].drawn, hash="0" * 16))
+    with pytest.raises(FormatError, match="another network"):
+        files.export([wrong], tmp_path / "out", "onnx")
+    with pytest.raises(UsageError):
+        files.chosen(found.networks, spaces=["nonesuch"])
+    assert files.chosen(found.networks, ids=[few[0].drawn.hash[:10]])[0] == few[0]
+
+
+def test_the_command_line(labelled, tmp_path):
+    run = CliRunner().invoke
+    store, folder = str(tmp_path / "s.sqlite"), str(tmp_path / "set")
+    out = run(app, ["dataset", "build", "--count", "3", "--targets", "fake", "--store", store, "--output", folder, "--quiet"])
+    assert out.exit_code == 0, out.output
+    assert "fake-f32-1t: 3 done" in out.output
+    shown = run(app, ["dataset", "info", folder, "--format", "json"])
+    assert json.loads(shown.stdout)["networks"] == 3
+    assert "super-resolution" in run(app, ["dataset", "info", folder]).output
+    made = run(app, ["dataset", "export", folder, "--output", str(tmp_path / "f"), "--form", "onnx", "--count", "1", "--quiet"])
+    assert "wrote 1 files" in made.output
+    for bad in (["--targets", ","], ["--targets", "nonesuch"], ["--workers", "200"]):
+        out = run(app, ["dataset", "build", "--count", "3", "--targets", "fake", "--store", store, *bad])
+        assert out.exit_code != 0
+
+
+def test_the_plot_is_drawn(labelled, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = CliRunner().invoke(app, ["dataset", "info", str(labelled / "set"), "--png", str(tmp_path / "p.png")])
+    assert out.exit_code == 0, out.output
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tools_child_outlives_its_block(tmp_path, monkeypatch):
+    """Estimates of many blocks come from one child; measurements get a fresh one for every pass."""
+    started = []
+    real = campaign.Child
+
+    def child(*args, **kwargs):
+        started.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(campaign, "Child", child)
+    monkeypatch.setattr(campaign, "_BLOCK", 2)
+    edge.build(tmp_path / "a.sqlite", count=5, targets=["fake"], tell=quiet)
+    assert len(started) == 1
+    started.clear()
+    monkeypatch.setattr(campaign, "_ESTIMATES", 2)
+    edge.build(tmp_path / "b.sqlite", count=5, targets=["fake"], tell=quiet)
+    assert len(started) > 1
+    started.clear()
+    monkeypatch.setattr(type(backends.get("fake")), "estimate", False)
+    edge.build(tmp_path / "c.sqlite", count=2, targets=["fake"], tell=quiet)
+    assert len(started) >= 3  # a process a pass
