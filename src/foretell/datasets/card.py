@@ -14,7 +14,7 @@ from foretell.datasets.parquet import Label, Network
 from foretell.generate.tasks.spec import SPACES
 from foretell.host import cpu_name
 from foretell.records import METRICS, Measurement
-from foretell.version import __version__
+from foretell.version import VERSION
 
 _METHOD = (
     "Networks are drawn from task search spaces (foretell.generate.tasks), without duplicates by canonical hash, "
@@ -53,7 +53,7 @@ def make(
         }  # fmt: skip
     return {
         "name": name, "version": version, "created": datetime.now(UTC).strftime("%Y-%m-%d"), "licence": _LICENCE,
-        "foretell": __version__, "seed": seed, "method": _METHOD, "cpu": cpu_name(), "python": platform.python_version(),
+        "foretell": VERSION, "seed": seed, "method": _METHOD, "cpu": cpu_name(), "python": platform.python_version(),
         "networks": len(networks), "labels": len(labels), "splits": dict(Counter(n.split for n in networks)),
         "spaces": spaces, "targets": targets,
         "rebuild": f"foretell dataset build --seed {seed} --count {len(networks)} --targets {','.join(targets)} "
