@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from foretell import backends
 from foretell.bench import campaign
 from foretell.cli import app
 from foretell.datasets import edge, files, parquet
@@ -36,7 +35,7 @@ def be_quick(patch: pytest.MonkeyPatch) -> None:
     """Small pieces, and the null backend as an estimator: one run a network, one child."""
     patch.setattr(edge, "_PIECE", 5)
     patch.setattr(edge, "RunOptions", lambda **_: campaign.RunOptions(min_runs=3))
-    patch.setattr(type(backends.get("fake")), "estimate", True)
+    patch.setenv("FORETELL_FAKE", '{"estimate": true}')
 
 
 @pytest.fixture(autouse=True)
@@ -110,10 +109,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from foretell.datasets import edge
-from foretell import backends
 from foretell.bench import campaign
 edge._PIECE = 5
-type(backends.get("fake")).estimate = True
 edge.RunOptions = lambda **_: campaign.RunOptions(min_runs=3)
 edge.build(Path(sys.argv[1]), count={count}, targets=["fake"], tell=lambda *_: None)
 """
@@ -263,7 +260,7 @@ def test_a_tools_child_outlives_its_block(tmp_path, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(campaign, "Child", child)
-    monkeypatch.setattr(campaign, "_BLOCK", 2)
+    monkeypatch.setattr(campaign, "BLOCK", {False: 2, True: 2})
     edge.build(tmp_path / "a.sqlite", count=5, targets=["fake"], tell=quiet)
     assert len(started) == 1
     started.clear()
@@ -271,6 +268,6 @@ def test_a_tools_child_outlives_its_block(tmp_path, monkeypatch):
     edge.build(tmp_path / "b.sqlite", count=5, targets=["fake"], tell=quiet)
     assert len(started) > 1
     started.clear()
-    monkeypatch.setattr(type(backends.get("fake")), "estimate", False)
+    monkeypatch.setenv("FORETELL_FAKE", "{}")
     edge.build(tmp_path / "c.sqlite", count=2, targets=["fake"], tell=quiet)
     assert len(started) >= 3  # a process a pass
