@@ -2,8 +2,9 @@
 
 After NeuSight (Lee et al., ASPLOS 2025, https://arxiv.org/abs/2407.13853, section 4): a network is its operators, an operator
 is its least possible time over a utilisation that is learned. Here trees learn the log of measured over base time (see
-:mod:`foretell.models.gpu_features`). What tells devices apart (how many units, how large a cache, how much bandwidth) is in
-the base alone: trees that see it take the nearest of half a dozen GPUs for a law (form ``device`` in the benchmark).
+:mod:`foretell.models.gpu_features`). What tells devices apart (how many units, how much bandwidth) is in the base alone:
+trees that see it take the nearest of half a dozen GPUs for a law. How far the trees are heard (``trust``) is chosen by
+leaving GPUs out.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ import numpy as np
 from foretell.errors import FitError, PredictorError
 from foretell.models import gpu_features
 from foretell.models.forest import Forest, train
-from foretell.models.gpu_features import COLUMNS, NAMES, Gpu, Priced
+from foretell.models.gpu_features import NAMES, Gpu, Priced
 from foretell.models.gpu_sheet import Sheet
 
 Array = np.ndarray[Any, Any]
 GROUPS = ("gemm", "conv", "vector")
 ELEMENTWISE, SOFTMAX, NORM = 0, 1, 2
-FORMS = ("device", "plain")
 # Names of the columns of an operator, by group; what they are is told in gpu_features.
 DIMS = {
     "gemm": ("batch", "m", "n", "k", "linear"),
@@ -77,7 +77,7 @@ class GpuKernels:
     """Seconds of operators on any GPU.
 
     Attributes:
-        form: which features the trees see, of ``FORMS``.
+        trust: how far the trees are heard, from 0 (not at all, the base alone) to 1.
         forests_: one for each group.
         joules_per_op_nm: energy of an operation by the process, which caps what a board sustains.
         launch_s: time of a call, by group, that does next to nothing, as such calls are timed one by one.
@@ -85,7 +85,7 @@ class GpuKernels:
         domain_: least and greatest of each feature, (2, features), by group.
     """
 
-    form: str = "plain"
+    trust: float = 1.0
     forests_: dict[str, Forest] = field(default_factory=dict)
     joules_per_op_nm: float = 1.5e-12
     launch_s: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class GpuKernels:
         self.dispatch_s = dispatch_s
         products = [t for t in tables if t.group == "gemm"]
         if products:
-            self.joules_per_op_nm = _energy(products[0])
+            self.joules_per_op_nm = energy(products[0])
         timed = [launches(t) for t in tables]
         general = timed[0]  # for a group that has no call short enough to tell
         for t, own in zip(tables, timed, strict=True):
@@ -138,12 +138,9 @@ class GpuKernels:
         y = np.log(busy / p.base_s)
         self.domain_[t.group] = np.stack([p.rows.min(axis=0), p.rows.max(axis=0)])
         self.forests_[t.group] = train(
-            p.rows[:, self._columns(t.group)], y, weight, trees=_TREES, leaves=_LEAVES, rate=_RATE, minimum=40, l2=10.0,
-            feature_share=0.6, objective="huber", seed=seed + FORMS.index(self.form),
+            p.rows, y, weight, trees=_TREES, leaves=_LEAVES, rate=_RATE, minimum=40, l2=10.0,
+            feature_share=0.6, objective="huber", seed=seed,
         )  # fmt: skip
-
-    def _columns(self, group: str) -> list[int]:
-        return [NAMES[group].index(c) for c in COLUMNS[group][FORMS.index(self.form)]]
 
     def priced(self, group: str, dims: Array, sheets: Sequence[Sheet], which: Array, *, short: bool = False) -> Priced:
         """What the data sheets say. ``short``: of calls that are over before a board is capped."""
@@ -153,8 +150,8 @@ class GpuKernels:
         """Busy time of operators, (operators,): without the launch. Without what was ``learned``, the base alone."""
         if not learned:
             return np.maximum(p.base_s, p.bound_s)
-        log = self.forests_[group].predict(np.ascontiguousarray(p.rows[:, self._columns(group)]))
-        out: Array = np.maximum(p.base_s * np.exp(np.clip(log, -_LIMIT, _LIMIT)), p.bound_s)
+        log = np.clip(self.forests_[group].predict(p.rows), -_LIMIT, _LIMIT)
+        out: Array = np.maximum(p.base_s * np.exp(self.trust * log), p.bound_s)
         return out
 
     def outside(self, group: str, p: Priced) -> Array:
@@ -169,11 +166,14 @@ class GpuKernels:
         arrays = {f"{g}.domain": d for g, d in self.domain_.items()}
         for g, f in self.forests_.items():
             arrays.update(f.arrays(g))
-        names = {g: [NAMES[g][i] for i in self._columns(g)] for g in self.forests_}
-        return {
-            "form": self.form, "features": names, "joules_per_op_nm": self.joules_per_op_nm, "launch_s": self.launch_s,
+        values = {
+            "trust": self.trust,
+            "features": {g: list(NAMES[g]) for g in self.forests_},
+            "joules_per_op_nm": self.joules_per_op_nm,
+            "launch_s": self.launch_s,
             "dispatch_s": self.dispatch_s,
-        }, arrays  # fmt: skip
+        }
+        return values, arrays
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -185,18 +185,18 @@ class GpuKernels:
                 raise PredictorError(f"has an impossible value {value}", where=name)
         if set(data["features"]) != set(GROUPS) or set(launch) != set(GROUPS):
             raise PredictorError("does not have the groups " + ", ".join(GROUPS), where="features")
-        if data["form"] not in FORMS:
-            raise PredictorError("is none of " + ", ".join(FORMS), where="form")
-        model = cls(data["form"], joules_per_op_nm=joules, launch_s=launch, dispatch_s=dispatch)
+        trust = float(data["trust"])
+        if not 0 <= trust <= 1:
+            raise PredictorError(f"has an impossible value {trust}", where="trust")
+        model = cls(trust, joules_per_op_nm=joules, launch_s=launch, dispatch_s=dispatch)
         for g in GROUPS:
-            columns = model._columns(g)
-            if data["features"][g] != [NAMES[g][i] for i in columns]:
+            if data["features"][g] != list(NAMES[g]):
                 raise PredictorError("lists other features than this foretell computes", where="features", try_="fit it anew")
             domain = arrays.get(f"{g}.domain")
             if domain is None or domain.shape != (2, len(NAMES[g])) or domain.dtype.kind != "f" or not np.isfinite(domain).all():
                 raise PredictorError("is missing or malformed", where=f"{g}.domain")
             model.domain_[g] = domain
-            model.forests_[g] = Forest.from_arrays(arrays, g, len(columns))
+            model.forests_[g] = Forest.from_arrays(arrays, g, len(NAMES[g]))
         return model
 
 
@@ -226,9 +226,9 @@ def launches(t: Measured) -> Array:
     return out
 
 
-def _energy(t: Measured) -> float:
-    """The energy of an operation that best explains which share of its peak each device reaches in long products: what
-    is reached of the peak is the same share everywhere, or as much as the power allows."""
+def energy(t: Measured) -> float:
+    """Joules of an operation and a nanometre of the process that best explain which share of its peak each device reaches in
+    long products: the same share everywhere, or as much as the power allows."""
     gpu = Gpu.of(t.sheets, t.device)
     batch, m, n, k, linear = t.dims.astype(float).T
     least = 2 * batch * m * n * k / gpu.peak_op_s

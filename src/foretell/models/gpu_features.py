@@ -105,24 +105,11 @@ _WAVES = ((128, 128), (64, 64), (128, 64), (64, 128))
 GEMM = (
     "compute share", "compute over memory", "tile efficiency", "base", "m", "n", "k", "batch", "tiles of 128", "tiles of 64",
     *(f"filled {a}x{b}" for a, b in _WAVES), "filled m", "filled n", "multiples of 4", "multiples of 32", "bytes",
-    "linear", "least of m n", "process", "units", "amd", "balance", "cap", "operands in l2", "left in l2", "right in l2",
-    "wave in l2",
+    "linear", "least of m n", "process",
 )  # fmt: skip
-# What tells devices apart rather than how an operator fits one.
-_DEVICE = ("units", "amd", "balance", "cap", "operands in l2", "left in l2", "right in l2", "wave in l2")
 CONV = (*GEMM, "positions", "taps", "channels", "winograd")
-VECTOR = ("bytes", "bytes in l2", "elements a unit", "stream", "row", "rows", "rows a unit", "kind", "inputs", "amd", "process")
+VECTOR = ("bytes", "bytes in l2", "elements a unit", "stream", "row", "rows", "rows a unit", "kind", "inputs", "amd")
 NAMES = {"gemm": GEMM, "conv": CONV, "vector": VECTOR}
-_CONV_PLAIN = tuple(c for c in CONV if c not in _DEVICE)
-# What the trees see, in the forms ``device`` and ``plain``.
-COLUMNS = {
-    "gemm": (GEMM, tuple(c for c in GEMM if c not in _DEVICE)),
-    "conv": (CONV, _CONV_PLAIN),
-    "vector": (
-        ("bytes in l2", "stream", "row", "rows a unit", "kind", "inputs", "amd", "process"),
-        ("bytes", "bytes in l2", "elements a unit", "stream", "row", "rows", "rows a unit", "kind", "inputs", "amd"),
-    ),
-}
 
 
 def gemm(
@@ -147,9 +134,6 @@ def gemm(
         np.log2(m), np.log2(n), np.log2(k), np.log2(batch), np.log2(t128 / gpu.units), np.log2(t64 / gpu.units), *filled,
         m / (_ceil(m, 128) * 128), n / (_ceil(n, 128) * 128), (m % 4 == 0) + 2.0 * (n % 4 == 0) + 4.0 * (k % 4 == 0),
         (n % 32 == 0) + 2.0 * (k % 32 == 0), np.log2(moved), linear, np.log2(np.minimum(m, n)), gpu.process_nm,
-        np.log2(gpu.units), gpu.amd, np.log(sustained / gpu.bytes_s), sustained / gpu.peak_op_s,
-        np.log2(4 * batch * (m * k + n * k) / gpu.l2_bytes), np.log2(4 * m * k / gpu.l2_bytes),
-        np.log2(4 * n * k / gpu.l2_bytes), np.log2(4 * 256 * k * np.sqrt(gpu.units) / gpu.l2_bytes),
     ]  # fmt: skip
     busy = ops / gpu.peak_op_s
     bound = np.maximum(busy, moved / gpu.bytes_s)
@@ -175,7 +159,7 @@ def vector(gpu: Gpu, moved: Array, elements: Array, row: Array, kind: Array, inp
     stream = moved / gpu.bytes_s
     columns = [
         np.log2(moved), np.log2(moved / gpu.l2_bytes), np.log2(elements / (gpu.units * 2048)), np.log(stream), np.log2(row),
-        np.log2(elements / row), np.log2(elements / row / gpu.units), kind, inputs, gpu.amd, gpu.process_nm,
+        np.log2(elements / row), np.log2(elements / row / gpu.units), kind, inputs, gpu.amd,
     ]  # fmt: skip
     # What fits the cache may be read faster than memory would give it: no bound but the arithmetic.
     bound = np.where(moved > gpu.l2_bytes, stream, elements / gpu.vector_op_s)

@@ -90,9 +90,10 @@ def _product(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
     k = a[-1] if a else 1
     n = b[-1] if len(b) > 1 else 1
     if len(b) <= 2:
-        return GpuOp("gemm", (1, max(y.elements // n, 1), n, k, 1), members)
+        return _linear(max(y.elements // n, 1), n, k, members)
     m = a[-2] if len(a) > 1 else 1
-    return GpuOp("gemm", (max(y.elements // (m * n), 1), m, n, k, 0), members)
+    batch = max(y.elements // (m * n), 1)
+    return GpuOp("gemm", (batch, *((n, m) if m == 1 else (m, n)), k, 0), members)  # a vector was measured on the right
 
 
 def _gemm(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
@@ -100,7 +101,14 @@ def _gemm(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
     assert y is not None
     k = a[0] if view.attr("transA", 0) else a[-1]
     n = y.shape[-1]
-    return GpuOp("gemm", (1, max(y.elements // n, 1), n, k, 1), members)
+    return _linear(max(y.elements // n, 1), n, k, members)
+
+
+def _linear(m: int, n: int, k: int, members: tuple[int, ...]) -> GpuOp:
+    if m > 1:
+        return GpuOp("gemm", (1, m, n, k, 1), members)
+    # A matrix-vector product streams its weights: libraries have kernels of their own for it, and nobody measured them here.
+    return GpuOp("vector", (4.0 * (n * k + n + k), n * k, 1, ELEMENTWISE, 1), members, False)
 
 
 def _conv(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
