@@ -282,7 +282,7 @@ def test_siblings_are_found():
 
 
 def test_what_cannot_be_explained_is_refused():
-    with pytest.raises(UsageError, match="no latency"):
+    with pytest.raises(UsageError, match="no layer models"):
         explain("zoo:alexnet", "tflite_micro-int8")
     with pytest.raises(TargetError):
         explain("zoo:alexnet", "nothing-like-it")

@@ -202,7 +202,8 @@ def load(path: Path, folder: Path) -> GpuPredictor:
     """
     sheet = read_sheet(path)
     shared = _shared(folder, tuple(f.stat().st_mtime_ns for f in sorted(folder.glob("*"))))
-    return GpuPredictor(sheet, shared.kernels, shared.conformal, {**shared.card, "gpu": sheet.description})
+    seen = "operators measured" if sheet.name in shared.card.get("train_gpus", ()) else "data sheet only"
+    return GpuPredictor(sheet, shared.kernels, shared.conformal, {**shared.card, "cpu": f"{sheet.description}: {seen}"})
 
 
 @lru_cache(maxsize=4)
