@@ -212,7 +212,7 @@ def test_a_configuration_file(tmp_path: Path):
     assert named(f"{path}/decode/16", batch=3).tensors["x0"].shape == (3, 1)
     for change, match in (
         ({"hidden_size": 65}, "divide"), ({"model_type": "rwkv"}, "model_type"), ({"num_hidden_layers": 10**9}, "whole number"),
-        ({"vocab_size": True}, "whole number"), ({"hidden_size": None}, "whole number"),
+        ({"vocab_size": True}, "whole number"), ({"num_hidden_layers": 10**6}, "layers"), ({"hidden_size": None}, "whole number"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=match):
             Config.from_dict({**json.loads(path.read_text()), **change})
@@ -373,6 +373,19 @@ def test_networks_that_neusight_measured():
         roof = foretell.predict(f"llm:{name}", target, batch=batch, method="roofline")
         assert roof.latency_s is not None
         assert roof.latency_s.value < p.latency_s.value
+
+
+def test_every_network_of_the_zoo_has_a_figure_on_a_gpu():
+    for name in api.zoo_names():
+        graph = api.read_model(f"zoo:{name}")
+        p, roof = (foretell.predict(graph, "gpu-v100-pcie-32gb", method=m) for m in ("default", "roofline"))
+        assert p.latency_s is not None
+        assert roof.latency_s is not None
+        assert roof.latency_s.value <= p.latency_s.value < 1
+        assert 0 <= p.coverage <= 1
+        priced = {n for k in p.kernels for n in k.nodes}
+        dear = [node.name for node, kind in zip(graph.nodes, graph.kinds, strict=True) if kind.macs > 0]
+        assert set(dear) - priced <= {graph.nodes[i].name for i in graph.constant_nodes}
 
 
 def test_decoding_is_bound_by_memory_or_by_calls_and_grows_with_the_cache():

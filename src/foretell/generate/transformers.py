@@ -21,6 +21,7 @@ from foretell.graph.ir import Graph
 
 FAMILIES = ("gpt2", "bert", "opt", "llama")
 _MOST = 2**20  # of any number in a configuration
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Config:
         kv = number("num_key_value_heads", default=heads)
         if width % heads or heads % kv:
             raise UsageError(f"{heads} heads do not divide a width of {width}, or {kv} do not divide them", where="config.json")
+        if number("num_hidden_layers", "n_layer") > _MOST_LAYERS:
+            raise UsageError(f"more than {_MOST_LAYERS} layers", where="config.json")
         inner = number("intermediate_size", "ffn_dim", "n_inner", default=4 * width)
         return cls(kind, number("num_hidden_layers", "n_layer"), width, heads, inner, number("vocab_size"), kv)
 

@@ -72,7 +72,7 @@ def _call(graph: Graph, i: int, node: Node, members: tuple[int, ...]) -> GpuOp |
         return _copy(view, members) if _is_copied(graph, node) else None
     if node.op_type == "Expand":
         return _copy(view, members) if _reader_is(graph, node, ("Reshape",)) else None
-    if node.op_type == "Gather" and view.ins[1] is not None and not view.ins[1].shape and not view.ins[0].const:  # type: ignore[union-attr]
+    if node.op_type == "Gather" and all(view.ins[:2]) and not view.shape(1) and not view.ins[0].const:  # type: ignore[union-attr]
         return None  # one of several: a view
     if kind.op.traffic == "moved":
         return _copy(view, members)
@@ -87,7 +87,7 @@ def _product(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
     """MatMul: a linear layer if its second operand is a matrix of weights, else a product for each of the batch."""
     a, b, y = view.shape(0), view.shape(1), view.outs[0]
     assert y is not None
-    k = a[-1] if a else 1
+    k = max(a[-1], 1) if a else 1
     n = b[-1] if len(b) > 1 else 1
     if len(b) <= 2:
         return _linear(max(y.elements // n, 1), n, k, members)
@@ -99,7 +99,7 @@ def _product(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
 def _gemm(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
     a, y = view.shape(0), view.outs[0]
     assert y is not None
-    k = a[0] if view.attr("transA", 0) else a[-1]
+    k = max(a[0] if view.attr("transA", 0) else a[-1], 1)
     n = y.shape[-1]
     return _linear(max(y.elements // n, 1), n, k, members)
 
@@ -118,6 +118,8 @@ def _conv(view: View, members: tuple[int, ...], kind: NodeKind) -> GpuOp:
     if view.attr("group", 1) != 1 or len(w) != 4:
         return _other(kind, view, members)
     batch, n, positions = y.shape[0], y.shape[1], math.prod(y.shape[2:])
+    if x[1] == 0:
+        return _other(kind, view, members)
     plain = set(view.attr("strides", (1,))) <= {1} and set(view.attr("dilations", (1,))) <= {1}
     if taps == 1:
         return GpuOp("gemm", (1, batch * positions, n, x[1], 1), members, False)
