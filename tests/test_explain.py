@@ -282,7 +282,7 @@ def test_siblings_are_found():
 
 
 def test_what_cannot_be_explained_is_refused():
-    with pytest.raises(UsageError, match="no latency"):
+    with pytest.raises(UsageError, match="no layer models"):
         explain("zoo:alexnet", "tflite_micro-int8")
     with pytest.raises(TargetError):
         explain("zoo:alexnet", "nothing-like-it")
@@ -344,7 +344,7 @@ def test_command_line(tmp_path):
     assert html.read_text().startswith("<!DOCTYPE html>")
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 20_000
     assert run("explain", "zoo:nothing", code=3).stderr
-    assert "no latency" in run("explain", "zoo:alexnet", "--target", "tflite_micro-int8", code=2).stderr
+    assert "no layer models" in run("explain", "zoo:alexnet", "--target", "tflite_micro-int8", code=2).stderr
     assert run("explain", "zoo:alexnet", "--html", str(tmp_path / "no" / "such.html"), code=1).stderr
     rows = run("explain", "zoo:alexnet", "--format", "csv").stdout.splitlines()
     assert rows[0].startswith("name,nodes,op_types,group,latency_s") and len(rows) > 10

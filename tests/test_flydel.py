@@ -111,5 +111,5 @@ def test_a_predictor_of_memory_alone_has_nothing_to_show():
     from foretell.predictor.stack import Predictor
     from foretell.records import Target
 
-    with pytest.raises(UsageError, match="memory alone"):
+    with pytest.raises(UsageError, match="no layer models"):
         anatomy(Predictor(Target("tflite_micro-int8", "tflite_micro", "int8")), PARTS, 5)

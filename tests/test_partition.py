@@ -310,7 +310,7 @@ def test_refusals(two, accelerators, zoo):
         partition(g, two, Link(1e9), host="nowhere")
     with pytest.raises(TargetError, match="knows no energy"):
         partition(g, two, Link(1e9), objective="energy")
-    with pytest.raises(TargetError, match="tells no times"):
+    with pytest.raises(TargetError, match="tells no times of layers"):
         partition(g, [two[0], api.load("tflite_micro-int8")], Link(1e9))
     with pytest.raises(UsageError, match="Relu"):
         partition(g, accelerators, Link(1e9), strict=True)

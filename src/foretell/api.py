@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 ZOO = "zoo:"
+LLM = "llm:"
 SPACE = "space:"
 ALIASES: Mapping[str, str] = {
     "ort": "ort-f32-1t", "onnxruntime": "ort-f32-1t", "litert": "litert-f32-1t", "litert-f32": "litert-f32-1t",
@@ -43,7 +44,8 @@ def read_model(
     """Read a model into a graph.
 
     Args:
-        model: a path, ``zoo:NAME``, ``space:NAME/NUMBER`` (a network of a search space), the bytes of a file, an
+        model: a path, ``zoo:NAME``, ``space:NAME/NUMBER`` (a network of a search space), ``llm:NAME/prefill/TOKENS`` or
+            ``llm:NAME/decode/TOKENS`` (a transformer, :mod:`foretell.generate.transformers`), the bytes of a file, an
             ``onnx.ModelProto``, a ``torch.nn.Module`` with ``args``, an exported program, or a graph (returned as it
             is).
         args: example inputs of a module.
@@ -58,6 +60,10 @@ def read_model(
         return model
     from foretell.formats import read
 
+    if isinstance(model, str) and model.startswith(LLM):
+        from foretell.generate.transformers import named
+
+        return named(model.removeprefix(LLM), batch=batch, name=name)
     if isinstance(model, str) and model.startswith((ZOO, SPACE)):
         key = model.removeprefix(ZOO)
         return read(model_bytes(model), shapes=shapes, batch=batch, name=name or key)
@@ -108,7 +114,14 @@ def predictor_folders() -> dict[str, Path]:
             for folder in sorted(base.iterdir()):
                 if (folder / MANIFEST).is_file():
                     found[folder.name] = folder
-    return found
+    return {**gpu_sheets(), **found}
+
+
+def gpu_sheets() -> dict[str, Path]:
+    """Data sheets of GPUs, each a target by its name: those that ship, and the user's own in ``home()/gpus``."""
+    shipped = Path(str(resources.files("foretell") / "catalogue" / "devices"))
+    files = [*sorted(shipped.glob("gpu-*.toml")), *sorted((home() / "gpus").glob("*.toml"))]
+    return {f.stem: f for f in files}
 
 
 def load(target: str | os.PathLike[str]) -> Predictor:
@@ -123,17 +136,22 @@ def load(target: str | os.PathLike[str]) -> Predictor:
     folder = folders.get(ALIASES.get(text, text))
     if folder is None:
         folder = Path(text)
-        if not (folder / MANIFEST).is_file():
+        if not (folder / MANIFEST).is_file() and not (folder.suffix == ".toml" and folder.is_file()):
             raise TargetError(
                 f"no predictor called {text!r}",
                 try_=(", ".join(sorted(folders)) or "none is installed") + f"; or foretell build --target {text}",
             )
-    stamps = tuple(f.stat().st_mtime_ns for f in sorted(folder.iterdir()))
+    stamps = tuple(f.stat().st_mtime_ns for f in ([folder] if folder.is_file() else sorted(folder.iterdir())))
     return _cached(str(folder), stamps)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _cached(folder: str, stamps: tuple[int, ...]) -> Predictor:
+    if folder.endswith(".toml"):  # a GPU: its data sheet, and the kernels that all of them share
+        from foretell.predictor import gpu
+
+        kernels = Path(str(resources.files("foretell") / "catalogue" / "gpu"))
+        return gpu.load(Path(folder), kernels)  # type: ignore[return-value]  # the same verbs, without layer models
     return _load_folder(folder)
 
 
@@ -154,7 +172,7 @@ def predict(
     Raises:
         ForetellError: see :func:`read_model` and :func:`load`.
     """
-    predictor = target if isinstance(target, Predictor) else load(target)
+    predictor = load(target) if isinstance(target, str | os.PathLike) else target
     return predictor.predict(read_model(model, shapes=shapes, batch=batch), method)
 
 
@@ -162,7 +180,7 @@ def predict_many(
     models: Sequence[Model], target: str | os.PathLike[str] | Predictor = DEFAULT_TARGET, *, method: str = "default"
 ) -> list[Prediction]:
     """As :func:`predict` for many models, vectorised over all their kernels."""
-    predictor = target if isinstance(target, Predictor) else load(target)
+    predictor = load(target) if isinstance(target, str | os.PathLike) else target
     return predictor.predict_many([read_model(m) for m in models], method)
 
 
@@ -190,7 +208,7 @@ def targets() -> list[dict[str, Any]]:
     for name, folder in sorted(predictor_folders().items()):
         try:
             predictor = load(folder)
-        except PredictorError as e:
+        except (PredictorError, TargetError) as e:
             out.append({"name": name, "folder": str(folder), "error": str(e)})
             continue
         out.append({"name": name, "folder": str(folder), "target": predictor.target, "card": predictor.card})

@@ -9,6 +9,7 @@ accelerators with a closed form both follow from that.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -62,10 +63,10 @@ def explain(
         UsageError: the target knows no latency.
         ForetellError: the model cannot be read, or the predictor cannot be loaded.
     """
-    predictor = target if isinstance(target, Predictor) else api.load(target)
+    predictor = api.load(target) if isinstance(target, str | os.PathLike) else target
     graph = api.read_model(model)
     if not predictor.layers_:
-        raise UsageError(f"{predictor.target.name} has no latency to explain", try_="foretell predict, for its memory")
+        raise UsageError(f"{predictor.target.name} has no layer models to explain by", try_="foretell predict")
     before = predictor.predict(graph)
     if before.latency_s is None:
         raise UsageError(f"{predictor.target.name} prices nothing of {graph.name}", try_="another --target")

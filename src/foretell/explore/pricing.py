@@ -44,10 +44,10 @@ def node_costs(graph: Graph, predictor: Predictor) -> NodeCosts:
     Raises:
         TargetError: the target tells no times.
     """
+    if not predictor.layers_:
+        raise TargetError(f"{predictor.target.name} tells no times of layers: nothing can be placed on it")
     prediction = predictor.predict(graph)
     run = predictor.as_run(graph)
-    if not predictor.layers_:
-        raise TargetError(f"{predictor.target.name} tells no times: nothing can be placed on it")
     kernels = predictor.lower(run).kernels
     at = [_payer(run, k) for k in kernels]
     seconds = np.zeros(len(graph.nodes))

@@ -47,13 +47,17 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
     Raises:
         PredictorError: the predictor is not fitted, or the folder holds something else.
     """
-    from safetensors.numpy import save as to_bytes
-
     if not predictor.layers_ and predictor.memory_ is None:
         raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
     folder = Path(path)
     check_folder(folder)
-    manifest, arrays = _state(predictor)
+    write_checked(*_state(predictor), folder)
+
+
+def write_checked(manifest: dict[str, Any], arrays: Mapping[str, Array], folder: Path) -> None:
+    """Write a manifest and its arrays with their checksums to ``folder``, in place of what is there. Raises PredictorError."""
+    from safetensors.numpy import save as to_bytes
+
     manifest["format"] = FORMAT
     files = {
         MANIFEST: (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
@@ -138,6 +142,15 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         PredictorError: a file is missing, changed, malformed or out of range; the message names the field.
     """
     folder = Path(path)
+    manifest, arrays = read_checked(folder)
+    try:
+        return _restore(manifest, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
+
+
+def read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """(manifest, arrays) in ``folder``, whatever they describe. Raises PredictorError if they do not match their checksums."""
     manifest_bytes, model_bytes = _read(folder)
     try:
         manifest = json.loads(manifest_bytes)
@@ -148,11 +161,7 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         raise PredictorError(
             f"has format {found!r}, this foretell reads {FORMAT!r}", where=MANIFEST, try_="a newer foretell"
         )
-    arrays = _arrays(model_bytes)
-    try:
-        return _restore(manifest, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
+    return manifest, _arrays(model_bytes)
 
 
 def _read(folder: Path) -> tuple[bytes, bytes]:

@@ -28,7 +28,7 @@ def anatomy(predictor: Predictor, parts: tuple[str, ...], top: int) -> Shown:
         UsageError: it prices no kernels, so that there is nothing to show.
     """
     if not predictor.layers_:
-        raise UsageError(f"{predictor.target.name} predicts memory alone: it has no kernels to show")
+        raise UsageError(f"{predictor.target.name} has no layer models to show")
     makers = {"formula": _formulas, "mapping": _mapping, "steps": _steps}
     sheets: list[Sheet] = []
     data: dict[str, Any] = {"target": predictor.target.name}

@@ -169,7 +169,8 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
         latency, memory = card.get("latency") or {}, card.get("peak_memory") or {}
         rows.append((
             t["name"], "corrupt" if "error" in t else "not built" if "device" in t else card.get("runtime", "-"),
-            f"{latency['mape']:.1f} %" if latency else "-", f"{card.get('noise_floor_percent') or 0:.1f} %" if card else "-",
+            f"{latency['mape']:.1f} %" if latency else "-",
+            f"{card['noise_floor_percent'] or 0:.1f} %" if "noise_floor_percent" in card else "-",
             f"{memory['mape']:.1f} %" if memory else "-", str(card.get("train_measurements", "-")),
             str(card.get("device_minutes", "-")), card.get("created", "-"), card.get("cpu", "-"),
         ))  # fmt: skip
