@@ -1,0 +1,223 @@
+"""A graph as a graph network reads it: a row for every node, edges between them, many graphs in one batch.
+
+What depends on a node alone (op type, shapes, attributes, costs, how well its sizes fill a device's steps) is computed
+once a kind of node and kept. What depends on its place (bytes alive, reuse distance) is computed from the wiring, whose
+parts are kept a structure, since the candidates of a search often differ in shapes alone. All from the graph, never
+from a runtime; sizes are natural logarithms of 1 + n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretell.graph.ir import Graph
+from foretell.graph.kinds import NodeKind
+from foretell.graph.ops import CATEGORIES, OPS
+from foretell.models.features import COLUMN, main_columns
+
+Array = np.ndarray[Any, Any]
+
+_TAKEN = (
+    "batch", "m", "n", "k", "group", "kernel_h", "kernel_w", "stride", "dilation", "out_h", "out_w", "in_h", "in_w",
+    "taps_share", "inner", "rows", "inputs", "outputs", "const_operand", "trans_a", "trans_b", "mode", "bits", "depth",
+    "padded", "in_elements", "out_elements",
+)  # fmt: skip
+_STEPS = (("n", 8), ("n", 16), ("n", 32), ("n", 64), ("depth", 4), ("depth", 16), ("depth", 32), ("out_w", 2),
+          ("out_w", 4), ("out_w", 8), ("out_h", 2), ("out_h", 4))  # fmt: skip
+_COSTS = ("macs", "work", "read", "write", "weights", "traffic")
+_PLACE = ("live", "age", "readers", "reads_input", "is_output", "net_weights", "net_live")
+NAMES: tuple[str, ...] = (*_TAKEN, *(f"lost_{c}{step}" for c, step in _STEPS), *_COSTS, *_PLACE)
+_STATIC = len(NAMES) - len(_PLACE)
+_AT = [COLUMN[c] for c in _TAKEN]
+
+OP_INDEX = {name: i + 1 for i, name in enumerate(sorted(OPS))}  # 0: any other op type
+CATEGORY_INDEX = {name: i for i, name in enumerate(CATEGORIES)}
+MOST_STRUCTURES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """How the nodes that run hang together; shared by all graphs of equal wiring.
+
+    Attributes:
+        nodes: (n,) positions in the graph of the nodes that are not folded away.
+        source, target: (edges,) of those nodes by number, by target first, each pair once.
+        last: (n,) the last node that reads what a node writes, itself if none does, n if the caller does.
+        input_last: the same of every graph input.
+        place: (n, 3) readers (log), reads a graph input, writes a graph output.
+    """
+
+    nodes: Array
+    source: Array
+    target: Array
+    last: Array
+    input_last: Array
+    place: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One graph. ``x`` is (nodes, features) in single precision, features as :data:`NAMES` and what a residual network
+    adds; ``op`` and ``category`` number its op types, ``source`` and ``target`` (edges,) its nodes.
+
+    A residual network reads ``base`` (heads,), the logarithms of another estimate, and ``share`` (nodes, heads), how
+    much of that each node makes up.
+    """
+
+    x: Array
+    op: Array
+    category: Array
+    source: Array
+    target: Array
+    base: Array | None = None
+    share: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Graphs side by side. Nodes of graph i are ``starts[i]`` to ``starts[i + 1]``."""
+
+    x: Array
+    op: Array
+    category: Array
+    source: Array
+    target: Array
+    starts: Array
+    base: Array | None = None
+    share: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of graphs."""
+        return len(self.starts) - 1
+
+
+def join(graphs: Sequence[Encoded]) -> Batch:
+    """One batch of several graphs, at least one."""
+    sizes = [len(g.op) for g in graphs]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    offset = np.repeat(starts[:-1], [len(g.source) for g in graphs])
+    bases = [g.base for g in graphs if g.base is not None]
+    shares = [g.share for g in graphs if g.share is not None]
+    return Batch(
+        np.concatenate([g.x for g in graphs]),
+        np.concatenate([g.op for g in graphs]),
+        np.concatenate([g.category for g in graphs]),
+        np.concatenate([g.source for g in graphs]) + offset,
+        np.concatenate([g.target for g in graphs]) + offset,
+        starts,
+        np.stack(bases) if bases else None,
+        np.concatenate(shares) if shares else None,
+    )
+
+
+_structures: dict[Any, Structure] = {}
+
+
+def structure_of(graph: Graph) -> Structure:
+    """The structure of ``graph``, kept for others of the same."""
+    key = (graph.wiring, tuple([n.op_type for n in graph.nodes]))
+    known = _structures.get(key)
+    if known is None:
+        if len(_structures) >= MOST_STRUCTURES:
+            _structures.clear()
+        known = _structures[key] = _structure(graph)
+    return known
+
+
+def _structure(graph: Graph) -> Structure:
+    folded = graph.constant_nodes
+    nodes = [i for i in range(len(graph.nodes)) if i not in folded]
+    number = {i: k for k, i in enumerate(nodes)}
+    producer, outputs = graph.producer, frozenset(graph.outputs)
+    inputs = {t: k for k, t in enumerate(graph.inputs)}
+    count = len(nodes)
+    owner: dict[str, int] = {t: count + k for t, k in inputs.items()}  # who holds a tensor's bytes; inputs from count on
+    last = np.arange(count + len(inputs))
+    last[count:] = 0
+    edges: list[tuple[int, int]] = []
+    place = np.zeros((count, 3))
+    for k, i in enumerate(nodes):
+        node = graph.nodes[i]
+        sources: dict[int, None] = {}
+        for t in node.inputs:
+            if t in inputs:
+                place[k, 1] = 1.0
+            source = number.get(producer.get(t, -1))
+            if source is not None:
+                sources[source] = None
+            if t in owner:
+                last[owner[t]] = max(last[owner[t]], k)
+        edges += [(s, k) for s in sources]
+        view = graph.kinds[i].op.traffic == "view" and node.inputs and node.inputs[0] in owner
+        for t in node.outputs:
+            owner[t] = owner[node.inputs[0]] if view else k
+            if t in outputs:
+                place[k, 2] = 1.0
+                last[owner[t]] = count
+    source, target = np.array(edges, np.int64).reshape(-1, 2).T
+    place[:, 0] = np.log1p(np.bincount(source, minlength=count))
+    return Structure(np.array(nodes, np.int64), source, target, last[:count], last[count:], place)
+
+
+def encode(graph: Graph) -> Encoded:
+    """Nodes and edges of ``graph``; nodes that depend on constants alone are left out."""
+    s = structure_of(graph)
+    kinds = graph.kinds
+    known = [_static(kinds[i]) for i in s.nodes.tolist()]
+    count = len(known)
+    x = np.zeros((count, len(NAMES)), np.float32)
+    if count:
+        x[:, :_STATIC] = np.concatenate([row for row, _, _ in known]).reshape(count, _STATIC)
+        x[:, _STATIC:] = _places(graph, s, [kinds[i] for i in s.nodes.tolist()])
+    op = np.array([o for _, o, _ in known], np.int64)
+    return Encoded(x, op, np.array([c for _, _, c in known], np.int64), s.source, s.target)
+
+
+def _places(graph: Graph, s: Structure, kinds: Sequence[NodeKind]) -> Array:
+    """Columns that depend on a node's place, (nodes, len(_PLACE))."""
+    written = np.array([k.write_bytes for k in kinds])
+    moved = np.cumsum([k.read_bytes + k.write_bytes + k.weight_bytes for k in kinds])
+    own = np.array([graph.tensors[t].nbytes for t in graph.inputs], float)
+    live = live_bytes(s, written, own)
+    age = np.zeros(len(kinds))
+    np.maximum.at(age, s.target, moved[s.target] - moved[s.source])
+    out = np.empty((len(kinds), len(_PLACE)))
+    out[:, 0], out[:, 1], out[:, 2:5] = np.log1p(live), np.log1p(age), s.place
+    out[:, 5], out[:, 6] = math.log1p(graph.weight_bytes), math.log1p(float(live.max()))
+    return out
+
+
+def live_bytes(s: Structure, written: Array, inputs: Array) -> Array:
+    """Bytes of feature maps alive while each node runs, (nodes,), in the given order of execution."""
+    count = len(written)
+    change = np.zeros(count + 2)
+    np.add.at(change, np.arange(count), written)
+    np.subtract.at(change, s.last + 1, written)
+    change[0] += inputs.sum()
+    np.subtract.at(change, s.input_last + 1, inputs)
+    alive: Array = np.cumsum(change)[:count]
+    return np.maximum(alive, 0.0)
+
+
+def _static(kind: NodeKind) -> tuple[Array, int, int]:
+    """(row of what a node is by itself, number of its op type, number of its category)."""
+    known: tuple[Array, int, int] | None = kind.memo.get("gnn")
+    if known is None:
+        row, share = main_columns(kind)
+        values = [row[i] for i in _AT]
+        for column, step in _STEPS:
+            size = round(math.expm1(row[COLUMN[column]]))
+            values.append(math.log(math.ceil(size / step) * step / size) if size > 0 else 0.0)
+        read, written, weights = kind.read_bytes, kind.write_bytes, kind.weight_bytes
+        costs = (kind.macs * share, kind.work, read, written, weights, read + written + weights)
+        values += [math.log1p(max(v, 0.0)) for v in costs]
+        known = kind.memo["gnn"] = (
+            np.array(values, np.float32), OP_INDEX.get(kind.op_type, 0), CATEGORY_INDEX[kind.op.category],
+        )  # fmt: skip
+    return known
