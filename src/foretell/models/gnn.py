@@ -4,13 +4,12 @@ The layers are GraphSAGE's (Hamilton, Ying, Leskovec 2017, algorithm 1) with the
 a node reads from and once over those that read it, and a skip past each. What differs from PerfSAGE is the readout. Every
 node says a logarithm s of its own part, and the network's figure is a p-norm of the parts:
 
-    y = (sum over nodes of exp(p s)) ^ (1 / p)
+    y = base x (sum over nodes of share x exp(p s)) ^ (1 / p)
 
-With p = 1 the figure is a sum of positive parts (times, energies), so that it grows with the graph; with a large p, which
-is learned, it is near the largest part (peak memory).
-
-A residual network corrects another estimate: log y = log(estimate) + sum over nodes of share x s, where the share is how much of the
-estimate is that node's. With s = 0 it changes nothing.
+With p = 1 the figure is a sum of positive parts (times, energies), so that it grows with the graph, and what a tool tells of
+single kernels can be learned, too; with a large p, which is learned, it is near the largest part (peak memory). Here base is a
+constant and every share is 1. A residual network corrects another estimate: that is its base, and a share is how much of
+it is a node's, so that s = 0 changes nothing.
 
 Training is in :mod:`foretell.models.gnn_train`; here is numpy alone, in single precision, many graphs at once.
 """
@@ -30,7 +29,7 @@ from foretell.models.gnn_features import NAMES, OP_INDEX, Batch, Encoded, join
 Array = np.ndarray[Any, Any]
 _CHUNK = 6000  # nodes evaluated at once, to stay in cache
 _LIMIT = 80.0  # |log| of a figure
-_MOST = {"hidden": 1024, "layers": 16, "heads": 256, "extra": 64}
+_MOST = {"hidden": 1024, "layers": 16, "heads": 256}
 OPS_KNOWN = ("", *sorted(OP_INDEX))  # by number; "" stands for any other
 
 
@@ -46,7 +45,7 @@ class GraphNetwork:
             ``mix.w`` (hidden, hidden), ``mix.b`` make the first state of a node;
             ``layerN.own``, ``layerN.before``, ``layerN.after`` (hidden, hidden), ``layerN.b`` make the next;
             ``out.w`` (hidden, hidden), ``out.b``, ``head.w`` (hidden, heads), ``skip.w`` (features, heads) read it;
-            ``offset``, ``power`` (heads,): see above.
+            ``offset``, ``power`` (heads,): the logarithm of the base, and p.
         layers: rounds of messages.
         residual: whether it corrects another estimate.
     """
@@ -71,26 +70,24 @@ class GraphNetwork:
 
     def log_figures(self, batch: Batch) -> Array:
         """Natural logarithms of the figures, (graphs, heads); what a graph without nodes has is not defined."""
-        parts = self.node_parts(batch)
-        starts, w = batch.starts, self.weights
+        starts, power = batch.starts, self.weights["power"].astype(float)
+        out = np.repeat(self.weights["offset"].astype(float)[None], batch.size, axis=0)
+        if batch.base is not None:
+            out += batch.base
         whole = np.flatnonzero(starts[1:] > starts[:-1])
-        out = np.zeros((batch.size, len(self.heads)))
         if not whole.size:
             return out
-        if self.residual:
-            assert batch.share is not None and batch.base is not None
-            out[whole] = np.add.reduceat(parts * batch.share, starts[whole], axis=0)
-            return out + batch.base
-        power = w["power"].astype(float)
-        scaled = parts * power
+        scaled = self.node_parts(batch) * power
+        if batch.share is not None:
+            scaled += np.log(batch.share)
         most = np.maximum.reduceat(scaled, starts[whole], axis=0)
         of = np.repeat(np.arange(len(whole)), (starts[1:] - starts[:-1])[whole])
         total = np.add.reduceat(np.exp(scaled - most[of]), starts[whole], axis=0)
-        out[whole] = (np.log(total) + most) / power + w["offset"].astype(float)
+        out[whole] += (np.log(total) + most) / power
         return out
 
     def node_parts(self, batch: Batch) -> Array:
-        """What every node says, s above less the offset, (nodes, heads)."""
+        """What every node says, s above, (nodes, heads)."""
         w = self.weights
         x = np.clip((batch.x - w["mean"]) / w["scale"], w["low"], w["high"])
         h = x @ w["in.w"] + w["in.b"]
@@ -147,9 +144,9 @@ class GraphNetwork:
             raise PredictorError("holds an impossible value", where=where)
         if not isinstance(residual, bool):
             raise PredictorError("holds an impossible value", where=f"{where}.residual")
-        wide, hidden = (arrays[f"{prefix}in.w"].shape if f"{prefix}in.w" in arrays else (0,))[:2] or (0, 0)
-        extra = 2 * len(heads) if residual else 0
-        if wide != len(NAMES) + extra or not 0 < hidden <= _MOST["hidden"]:
+        first = arrays.get(f"{prefix}in.w", np.zeros((0, 0)))
+        wide, hidden = first.shape if first.ndim == 2 else (0, 0)
+        if wide != len(NAMES) + (2 * len(heads) if residual else 0) or not 0 < hidden <= _MOST["hidden"]:
             raise PredictorError("is missing or malformed", where=f"{prefix}in.w")
         expected = shapes(wide, hidden, layers, len(heads))
         expected["op"], expected["category"] = (len(ops) + 1, hidden), (len(categories), hidden)

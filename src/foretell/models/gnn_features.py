@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Encoded:
     adds; ``op`` and ``category`` number its op types, ``source`` and ``target`` (edges,) its nodes.
 
     A residual network reads ``base`` (heads,), the logarithms of another estimate, and ``share`` (nodes, heads), how
-    much of that each node makes up.
+    much of that each node makes up: positive, and 1 in all.
     """
 
     x: Array
@@ -116,6 +116,18 @@ def join(graphs: Sequence[Encoded]) -> Batch:
     )
 
 
+def with_estimate(graph: Encoded, figures: Array, nodes: Array) -> Encoded:
+    """``graph`` for a residual network: ``figures`` (heads,) is what is to be corrected, ``nodes`` (nodes, heads) what it
+    says of each node, in any scale. A node has at least a thousandth of the mean share."""
+    count = len(graph.op)
+    share = nodes / np.maximum(nodes.sum(axis=0), 1e-300)
+    share = np.maximum(share, 1e-3 / max(count, 1))
+    share /= np.maximum(share.sum(axis=0), 1e-300)
+    base = np.log(figures)
+    x = np.concatenate([graph.x, np.log(share), np.log(share) + base], axis=1, dtype=np.float32)
+    return replace(graph, x=x, base=base, share=share)
+
+
 _structures: dict[Any, Structure] = {}
 
 
@@ -136,31 +148,30 @@ def _structure(graph: Graph) -> Structure:
     number = {i: k for k, i in enumerate(nodes)}
     producer, outputs = graph.producer, frozenset(graph.outputs)
     inputs = {t: k for k, t in enumerate(graph.inputs)}
+    pairs: list[tuple[int, int]] = []
     count = len(nodes)
     owner: dict[str, int] = {t: count + k for t, k in inputs.items()}  # who holds a tensor's bytes; inputs from count on
     last = np.arange(count + len(inputs))
     last[count:] = 0
-    edges: list[tuple[int, int]] = []
     place = np.zeros((count, 3))
     for k, i in enumerate(nodes):
         node = graph.nodes[i]
-        sources: dict[int, None] = {}
+        sources: dict[int, None] = {}  # in order, each once
         for t in node.inputs:
             if t in inputs:
                 place[k, 1] = 1.0
-            source = number.get(producer.get(t, -1))
-            if source is not None:
-                sources[source] = None
+            if t in producer and producer[t] in number:
+                sources[number[producer[t]]] = None
             if t in owner:
                 last[owner[t]] = max(last[owner[t]], k)
-        edges += [(s, k) for s in sources]
+        pairs += [(s, k) for s in sources]
         view = graph.kinds[i].op.traffic == "view" and node.inputs and node.inputs[0] in owner
         for t in node.outputs:
             owner[t] = owner[node.inputs[0]] if view else k
             if t in outputs:
                 place[k, 2] = 1.0
                 last[owner[t]] = count
-    source, target = np.array(edges, np.int64).reshape(-1, 2).T
+    source, target = np.array(pairs, np.int64).reshape(-1, 2).T
     place[:, 0] = np.log1p(np.bincount(source, minlength=count))
     return Structure(np.array(nodes, np.int64), source, target, last[:count], last[count:], place)
 
