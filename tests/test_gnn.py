@@ -366,3 +366,92 @@ def test_a_killed_training_leaves_a_checkpoint(tmp_path):
     child.stdout.close()
     child.wait()
     assert first >= 4
+
+
+# Within a predictor
+
+
+@pytest.fixture(scope="module")
+def carrying(fitted, kept):
+    """The fitted predictor with the kept network, and with a residual one that doubles the stack's latency."""
+    from dataclasses import replace
+
+    network, _, _ = kept
+    w = {k: np.array(v) for k, v in network.weights.items()}
+    for name, of in (("mean", 0), ("scale", 1), ("low", -9), ("high", 9)):
+        w[name] = np.concatenate([w[name], np.full(4, of, np.float32)])
+    w["in.w"] = np.concatenate([w["in.w"], np.zeros((4, w["in.w"].shape[1]), np.float32)])
+    w["head.w"], w["skip.w"] = np.zeros_like(w["head.w"]), np.zeros((len(w["mean"]), 2), np.float32)
+    w["offset"] = np.log(np.array([2, 1], np.float32))
+    return replace(fitted, gnn_=network, residual_=GraphNetwork(network.heads, w, network.layers, residual=True))
+
+
+def test_a_predictor_predicts_by_its_networks(carrying, recorded, real, kept):
+    rows, graphs = recorded
+    some = [graphs[m.graph] for m in real[0]][:5]
+    by_gnn = carrying.predict_many(some, "gnn")
+    assert [p.latency_s.value for p in by_gnn] == pytest.approx(kept[1][:5, 0], rel=1e-5)
+    assert [p.peak_memory_bytes.value for p in by_gnn] == pytest.approx(kept[1][:5, 1], rel=1e-5)
+    assert carrying.latencies_s(some, "gnn") == pytest.approx(kept[1][:5, 0], rel=1e-5)
+    for p in by_gnn:
+        assert sum(k.latency_s for k in p.kernels) == pytest.approx(p.latency_s.value)
+        assert p.energy_j is None and any("not calibrated" in w for w in p.warnings)
+    default, doubled = carrying.predict_many(some), carrying.predict_many(some, "residual")
+    assert [p.latency_s.value for p in doubled] == pytest.approx([2 * p.latency_s.value for p in default])
+    assert [p.peak_memory_bytes.value for p in doubled] == pytest.approx([p.peak_memory_bytes.value for p in default])
+    for p, q in zip(default, doubled, strict=True):
+        assert [k.name for k in p.kernels] == [k.name for k in q.kernels]
+        assert sum(k.latency_s for k in q.kernels) == pytest.approx(q.latency_s.value)
+
+
+def test_a_predictor_with_networks_is_saved_and_checked(carrying, real, recorded, kept, tmp_path):
+    from foretell.predictor.persist import load
+
+    carrying.save(tmp_path / "p")
+    again = load(tmp_path / "p")
+    graph = recorded[1][real[0][0].graph]
+    assert set(again.methods) >= {"gnn", "residual"}
+    for method in ("gnn", "residual"):
+        assert again.predict(graph, method).latency_s.value == pytest.approx(carrying.predict(graph, method).latency_s.value)
+    _spoil(tmp_path / "p", lambda m: m["graph_networks"].update(gnn=m["graph_networks"]["residual"]))
+    with pytest.raises(PredictorError, match="gnn"):
+        load(tmp_path / "p")
+    for change in (
+        lambda m: m.update(graph_networks=[]),
+        lambda m: m.pop("graph_networks"),
+        lambda m: m["graph_networks"].update(other={}),
+        lambda m: m["graph_networks"]["gnn"].update(heads=["ort-f32-1t/latency_s", "ort-f32-1t/colour"]),
+        lambda m: m["graph_networks"]["gnn"].update(heads=["ort-f32-1t/latency_s", "mine/latency_s"]),
+    ):
+        carrying.save(tmp_path / "p")
+        _spoil(tmp_path / "p", change)
+        with pytest.raises(PredictorError):
+            load(tmp_path / "p")
+
+
+def _spoil(folder: Path, change) -> None:
+    """Change a manifest and its checksum with it."""
+    import hashlib
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    data = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(data)
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    kept = [line for line in sums if "manifest" not in line]
+    order = [f"{hashlib.sha256(data).hexdigest()}  manifest.json", *kept]
+    (folder / "SHA256SUMS").write_text("".join(line + "\n" for line in order))
+
+
+def test_a_predictor_without_networks_still_loads_and_says_so(fitted, tmp_path, zoo):
+    from foretell.predictor.persist import load
+
+    fitted.save(tmp_path / "p")
+    assert "graph_networks" not in json.loads((tmp_path / "p" / "manifest.json").read_text())
+    old = load(tmp_path / "p")
+    assert not {"gnn", "residual"} & set(old.methods)
+    for method in ("gnn", "residual"):
+        with pytest.raises(UsageError, match="has no graph network"):
+            old.predict(zoo["resnet18"], method)
+        with pytest.raises(UsageError, match="has no graph network"):
+            old.latencies_s([zoo["resnet18"]], method)

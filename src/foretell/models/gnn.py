@@ -62,29 +62,39 @@ class GraphNetwork:
 
     def predict(self, graphs: Sequence[Encoded]) -> Array:
         """Figures in SI units, (graphs, heads), positive and finite; 0 for a graph without nodes."""
-        out = np.zeros((len(graphs), len(self.heads)))
-        for at in _chunks(graphs):
-            out[at] = np.exp(np.clip(self.log_figures(join([graphs[i] for i in at])), -_LIMIT, _LIMIT))
-        out[[i for i, g in enumerate(graphs) if not len(g.op)]] = 0.0
-        return out
+        return self.explain(graphs)[0]
 
-    def log_figures(self, batch: Batch) -> Array:
-        """Natural logarithms of the figures, (graphs, heads); what a graph without nodes has is not defined."""
+    def explain(self, graphs: Sequence[Encoded]) -> tuple[Array, list[Array]]:
+        """(figures as :meth:`predict` gives them, what share each node has of each, (nodes, heads) of every graph)."""
+        out = np.zeros((len(graphs), len(self.heads)))
+        shares: list[Array] = []
+        for at in _chunks(graphs):
+            batch = join([graphs[i] for i in at])
+            logs, share = self.log_figures(batch)
+            out[at] = np.exp(np.clip(logs, -_LIMIT, _LIMIT))
+            shares += np.split(share, batch.starts[1:-1])
+        out[[i for i, g in enumerate(graphs) if not len(g.op)]] = 0.0
+        return out, shares
+
+    def log_figures(self, batch: Batch) -> tuple[Array, Array]:
+        """(natural logarithms of the figures, (graphs, heads), share of every node, (nodes, heads)). What a graph without
+        nodes has is not defined."""
         starts, power = batch.starts, self.weights["power"].astype(float)
         out = np.repeat(self.weights["offset"].astype(float)[None], batch.size, axis=0)
         if batch.base is not None:
             out += batch.base
+        scaled = self.node_parts(batch) * power
         whole = np.flatnonzero(starts[1:] > starts[:-1])
         if not whole.size:
-            return out
-        scaled = self.node_parts(batch) * power
+            return out, scaled
         if batch.share is not None:
             scaled += np.log(batch.share)
-        most = np.maximum.reduceat(scaled, starts[whole], axis=0)
         of = np.repeat(np.arange(len(whole)), (starts[1:] - starts[:-1])[whole])
-        total = np.add.reduceat(np.exp(scaled - most[of]), starts[whole], axis=0)
+        most = np.maximum.reduceat(scaled, starts[whole], axis=0)
+        parts = np.exp(scaled - most[of])
+        total = np.add.reduceat(parts, starts[whole], axis=0)
         out[whole] += (np.log(total) + most) / power
-        return out
+        return out, parts / total[of]
 
     def node_parts(self, batch: Batch) -> Array:
         """What every node says, s above, (nodes, heads)."""
@@ -107,7 +117,14 @@ class GraphNetwork:
         return parts
 
     def only(self, heads: Sequence[str]) -> GraphNetwork:
-        """The same network with some of its heads. Raises KeyError for one that it does not have."""
+        """The same network with some of its heads.
+
+        Raises:
+            KeyError: it does not have one.
+            ValueError: it corrects estimates, and reads those of all its heads.
+        """
+        if self.residual:
+            raise ValueError("a residual network has no fewer heads")
         at = [self.heads.index(h) if h in self.heads else _no_head(h) for h in heads]
         cut = {k: v[..., at] if k in ("head.w", "skip.w", "offset", "power") else v for k, v in self.weights.items()}
         return GraphNetwork(tuple(heads), cut, self.layers, self.residual)
