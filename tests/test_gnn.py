@@ -80,6 +80,11 @@ def test_rows_and_edges_of_a_small_graph():
     assert np.expm1(column(e, "weights")) == pytest.approx([576, 0, 576, 0])
     one = 4 * 4 * 8 * 8  # bytes of a map: x a | a b | a b c | a c d
     assert np.expm1(column(e, "live")) == pytest.approx([2 * one, 2 * one, 3 * one, 3 * one], rel=1e-5)
+    assert np.expm1(column(e, "fused_live")) == pytest.approx([2 * one, 2 * one, 3 * one, 3 * one], rel=1e-5)  # a is read twice
+    graph = read_onnx(conv_relu().SerializeToString())
+    small, large = 4 * 3 * 256, 4 * 8 * 256
+    assert np.expm1(column(encode(graph), "live")) == pytest.approx([small + large, 2 * large], rel=1e-5)
+    assert np.expm1(column(encode(graph), "fused_live")) == pytest.approx([small + large, large], rel=1e-5)
     assert column(e, "lost_n8")[0] == pytest.approx(np.log(2)) and column(e, "lost_out_w4")[0] == 0
 
 
@@ -108,8 +113,8 @@ def test_live_bytes_are_those_of_a_plain_simulation(recorded):
         kinds = [graph.kinds[i] for i in s.nodes]
         if any(k.op.traffic != "all" for k in kinds):
             continue
-        inputs = np.array([graph.tensors[t].nbytes for t in graph.inputs], float)
-        assert live_bytes(s, np.array([k.write_bytes for k in kinds]), inputs) == pytest.approx(expected)
+        held = [*(k.write_bytes for k in kinds), *(graph.tensors[t].nbytes for t in graph.inputs)]
+        assert live_bytes(s.last, np.array(held, float), len(kinds)) == pytest.approx(expected)
         checked += 1
     assert checked >= 8
 

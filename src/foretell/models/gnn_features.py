@@ -30,7 +30,7 @@ _TAKEN = (
 _STEPS = (("n", 8), ("n", 16), ("n", 32), ("n", 64), ("depth", 4), ("depth", 16), ("depth", 32), ("out_w", 2),
           ("out_w", 4), ("out_w", 8), ("out_h", 2), ("out_h", 4))  # fmt: skip
 _COSTS = ("macs", "work", "read", "write", "weights", "traffic")
-_PLACE = ("live", "age", "readers", "reads_input", "is_output", "net_weights", "net_live")
+_PLACE = ("live", "fused_live", "age", "readers", "reads_input", "is_output", "net_weights", "net_live", "net_fused_live")
 NAMES: tuple[str, ...] = (*_TAKEN, *(f"lost_{c}{step}" for c, step in _STEPS), *_COSTS, *_PLACE)
 _STATIC = len(NAMES) - len(_PLACE)
 _AT = [COLUMN[c] for c in _TAKEN]
@@ -38,6 +38,7 @@ _AT = [COLUMN[c] for c in _TAKEN]
 OP_INDEX = {name: i + 1 for i, name in enumerate(sorted(OPS))}  # 0: any other op type
 CATEGORY_INDEX = {name: i for i, name in enumerate(CATEGORIES)}
 MOST_STRUCTURES = 4096
+_POINTWISE = ("activation", "norm", "elementwise", "quantize")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,10 @@ class Structure:
     Attributes:
         nodes: (n,) positions in the graph of the nodes that are not folded away.
         source, target: (edges,) of those nodes by number, by target first, each pair once.
-        last: (n,) the last node that reads what a node writes, itself if none does, n if the caller does.
-        input_last: the same of every graph input.
+        last: (n + inputs,) the last node that reads what a node or the caller writes, itself if none does, n if the caller
+            does. A node that owns nothing (a view) has -1.
+        fused_last: the same where a node of one map, point by point, works in place if nobody else reads what it reads: as
+            if it were fused with the node before.
         place: (n, 3) readers (log), reads a graph input, writes a graph output.
     """
 
@@ -56,7 +59,7 @@ class Structure:
     source: Array
     target: Array
     last: Array
-    input_last: Array
+    fused_last: Array
     place: Array
 
 
@@ -146,34 +149,41 @@ def _structure(graph: Graph) -> Structure:
     folded = graph.constant_nodes
     nodes = [i for i in range(len(graph.nodes)) if i not in folded]
     number = {i: k for k, i in enumerate(nodes)}
-    producer, outputs = graph.producer, frozenset(graph.outputs)
-    inputs = {t: k for k, t in enumerate(graph.inputs)}
-    pairs: list[tuple[int, int]] = []
+    producer, outputs, inputs = graph.producer, frozenset(graph.outputs), frozenset(graph.inputs)
     count = len(nodes)
-    owner: dict[str, int] = {t: count + k for t, k in inputs.items()}  # who holds a tensor's bytes; inputs from count on
-    last = np.arange(count + len(inputs))
-    last[count:] = 0
+    pairs: list[tuple[int, int]] = []
     place = np.zeros((count, 3))
     for k, i in enumerate(nodes):
         node = graph.nodes[i]
-        sources: dict[int, None] = {}  # in order, each once
-        for t in node.inputs:
-            if t in inputs:
-                place[k, 1] = 1.0
-            if t in producer and producer[t] in number:
-                sources[number[producer[t]]] = None
-            if t in owner:
-                last[owner[t]] = max(last[owner[t]], k)
+        sources = {number[producer[t]]: None for t in node.inputs if t in producer and producer[t] in number}  # each once
         pairs += [(s, k) for s in sources]
-        view = graph.kinds[i].op.traffic == "view" and node.inputs and node.inputs[0] in owner
-        for t in node.outputs:
-            owner[t] = owner[node.inputs[0]] if view else k
-            if t in outputs:
-                place[k, 2] = 1.0
-                last[owner[t]] = count
+        place[k, 1:] = any(t in inputs for t in node.inputs), any(t in outputs for t in node.outputs)
     source, target = np.array(pairs, np.int64).reshape(-1, 2).T
     place[:, 0] = np.log1p(np.bincount(source, minlength=count))
-    return Structure(np.array(nodes, np.int64), source, target, last[:count], last[count:], place)
+    last, fused = _lifetimes(graph, nodes, False), _lifetimes(graph, nodes, True)
+    return Structure(np.array(nodes, np.int64), source, target, last, fused, place)
+
+
+def _lifetimes(graph: Graph, nodes: Sequence[int], fusing: bool) -> Array:
+    """``last`` or ``fused_last`` of :class:`Structure`."""
+    count, outputs, kinds = len(nodes), frozenset(graph.outputs), graph.kinds
+    owner = {t: count + k for k, t in enumerate(graph.inputs)}  # who holds a tensor's bytes
+    last = np.concatenate([np.arange(count), np.zeros(len(graph.inputs), np.int64)])
+    for k, i in enumerate(nodes):
+        node = graph.nodes[i]
+        maps = [t for t in node.inputs if t in owner]
+        for t in maps:
+            last[owner[t]] = max(last[owner[t]], k)
+        own = kinds[i].op.traffic != "view" or not maps
+        if fusing and own and len(maps) == 1 and kinds[i].op.category in _POINTWISE:
+            own = len(graph.consumers[maps[0]]) > 1 or maps[0] in outputs or owner[maps[0]] >= count
+        for t in node.outputs:
+            owner[t] = k if own else owner[maps[0]]
+            if t in outputs:
+                last[owner[t]] = count
+        if not own:
+            last[k] = -1
+    return last
 
 
 def encode(graph: Graph) -> Encoded:
@@ -192,28 +202,30 @@ def encode(graph: Graph) -> Encoded:
 
 def _places(graph: Graph, s: Structure, kinds: Sequence[NodeKind]) -> Array:
     """Columns that depend on a node's place, (nodes, len(_PLACE))."""
-    written = np.array([k.write_bytes for k in kinds])
     moved = np.cumsum([k.read_bytes + k.write_bytes + k.weight_bytes for k in kinds])
-    own = np.array([graph.tensors[t].nbytes for t in graph.inputs], float)
-    live = live_bytes(s, written, own)
+    held = np.array([*(k.write_bytes for k in kinds), *(graph.tensors[t].nbytes for t in graph.inputs)], float)
+    live, fused = live_bytes(s.last, held, len(kinds)), live_bytes(s.fused_last, held, len(kinds))
     age = np.zeros(len(kinds))
     np.maximum.at(age, s.target, moved[s.target] - moved[s.source])
     out = np.empty((len(kinds), len(_PLACE)))
-    out[:, 0], out[:, 1], out[:, 2:5] = np.log1p(live), np.log1p(age), s.place
-    out[:, 5], out[:, 6] = math.log1p(graph.weight_bytes), math.log1p(float(live.max()))
+    out[:, 0], out[:, 1], out[:, 2], out[:, 3:6] = np.log1p(live), np.log1p(fused), np.log1p(age), s.place
+    out[:, 6] = math.log1p(graph.weight_bytes)
+    out[:, 7], out[:, 8] = math.log1p(float(live.max())), math.log1p(float(fused.max()))
     return out
 
 
-def live_bytes(s: Structure, written: Array, inputs: Array) -> Array:
-    """Bytes of feature maps alive while each node runs, (nodes,), in the given order of execution."""
-    count = len(written)
+def live_bytes(last: Array, held: Array, count: int) -> Array:
+    """Bytes of feature maps alive while each of ``count`` nodes runs, in the given order of execution.
+
+    ``last``: as in :class:`Structure`; ``held``: bytes that each node writes and, behind them, those of the graph's inputs.
+    """
     change = np.zeros(count + 2)
-    np.add.at(change, np.arange(count), written)
-    np.subtract.at(change, s.last + 1, written)
-    change[0] += inputs.sum()
-    np.subtract.at(change, s.input_last + 1, inputs)
-    alive: Array = np.cumsum(change)[:count]
-    return np.maximum(alive, 0.0)
+    begins = np.concatenate([np.arange(count), np.zeros(len(last) - count, np.int64)])
+    owns = last >= 0
+    np.add.at(change, begins[owns], held[owns])
+    np.subtract.at(change, last[owns] + 1, held[owns])
+    alive: Array = np.maximum(np.cumsum(change)[:count], 0.0)
+    return alive
 
 
 def _static(kind: NodeKind) -> tuple[Array, int, int]:

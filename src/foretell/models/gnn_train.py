@@ -34,7 +34,7 @@ Report = Callable[[str, float, float | None], None]  # what is being done, share
 _MARGIN = 0.5  # standard deviations beyond what was seen, where inputs are clipped
 _UNKNOWN = 0.02  # share of nodes whose op type is hidden in training, so that an unknown one means something
 _LEAST = 16  # graphs
-_LIVE, _NET_LIVE = NAMES.index("live"), NAMES.index("net_live")
+_LIVE, _NET_LIVE = NAMES.index("fused_live"), NAMES.index("net_fused_live")
 
 
 @dataclass(frozen=True)

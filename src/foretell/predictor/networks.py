@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 GRAPH_METHODS = ("gnn", "residual")
 _STEEP = 8.0  # how much more of the peak lies with a node in whose time twice as much is alive: a power of it
-_LIVE = NAMES.index("live")
+_LIVE = NAMES.index("fused_live")
 
 
 def network_of(predictor: Predictor, method: str, metric: str = "") -> GraphNetwork:
