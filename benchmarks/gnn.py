@@ -259,7 +259,7 @@ def splits(group: Group) -> list[tuple[str, list[Net], dict[str, list[Net]]]]:
     cap = group.a.cap
     out = [("all", rest, {"random": test, "real networks": real, **{f"random, {s}": [n for n in test if n.space == s] for s in names}})]
     for s in names:
-        out.append((f"without {s}", [n for n in spaces if n.space != s][:cap], {f"without {s}": [n for n in spaces if n.space == s][:1500]}))
+        out.append((f"without {s}", [n for n in rest if n.space != s][:cap], {f"without {s}": [n for n in rest if n.space == s][:1500]}))
     for count in (300, 1000, 3000, 10000):
         if count < 0.9 * len(rest):
             out.append((f"first {count}", rest[:count], {f"random, {count} learned": test, f"real networks, {count} learned": real}))

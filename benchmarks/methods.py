@@ -23,7 +23,7 @@ from foretell.predictor.networks import GRAPH_METHODS
 from foretell.predictor.stack import METHODS as ALL_METHODS
 from foretell.predictor.stack import Predictor
 
-METHODS = tuple(m for m in ALL_METHODS if m not in GRAPH_METHODS)  # these are trained apart: benchmarks/gnn.py
+METHODS = tuple(m for m in ALL_METHODS if m not in (*GRAPH_METHODS, "stack"))  # these are trained apart: benchmarks/gnn.py
 _SEEDS = {10: 3, 30: 3, 100: 2}
 
 

@@ -423,6 +423,10 @@ def test_a_predictor_with_networks_is_saved_and_checked(carrying, real, recorded
         load(tmp_path / "p")
     for change in (
         lambda m: m.update(graph_networks=[]),
+        lambda m: m.update(chosen={"energy_j": "gnn"}),
+        lambda m: m.update(chosen={"latency_s": "block"}),
+        lambda m: m.update(chosen=[["latency_s"]]),
+        lambda m: m.pop("chosen"),
         lambda m: m.pop("graph_networks"),
         lambda m: m["graph_networks"].update(other={}),
         lambda m: m["graph_networks"]["gnn"].update(heads=["ort-f32-1t/latency_s", "ort-f32-1t/colour"]),
@@ -432,6 +436,31 @@ def test_a_predictor_with_networks_is_saved_and_checked(carrying, real, recorded
         _spoil(tmp_path / "p", change)
         with pytest.raises(PredictorError):
             load(tmp_path / "p")
+
+
+def test_a_network_can_be_the_default(carrying, real, recorded, kept, tmp_path):
+    """Latency by the residual network, memory by the other; intervals are calibrated on what is told by default."""
+    from dataclasses import replace
+
+    from foretell.predictor.persist import load
+
+    predictor = replace(carrying, chosen_={"latency_s": "residual", "peak_memory_bytes": "gnn"}, conformal_=dict(carrying.conformal_))
+    predictor.calibrate(real[0], recorded[1])
+    predictor.save(tmp_path / "p")
+    predictor = load(tmp_path / "p")
+    graph = recorded[1][real[0][0].graph]
+    p, by_stack = predictor.predict(graph), predictor.predict(graph, "stack")
+    assert p.latency_s.value == pytest.approx(2 * carrying.predict(graph).latency_s.value)
+    assert p.latency_s.value == pytest.approx(predictor.latencies_s([graph])[0])
+    assert p.peak_memory_bytes.value == pytest.approx(kept[1][0, 1], rel=1e-5)
+    assert by_stack.latency_s.value == pytest.approx(carrying.predict(graph).latency_s.value)
+    assert sum(k.latency_s for k in p.kernels) == pytest.approx(p.latency_s.value)
+    # Twice the truth: the interval must know.
+    inside = [q.latency_s.low <= m.latency_s <= q.latency_s.high for q, m in
+              zip(predictor.predict_many([recorded[1][m.graph] for m in real[0]]), real[0], strict=True)]  # fmt: skip
+    assert np.mean(inside) >= 0.85
+    assert "stack" in predictor.methods and "stack" not in carrying.methods
+    assert carrying.predict(graph, "stack").latency_s == carrying.predict(graph).latency_s
 
 
 def _spoil(folder: Path, change) -> None:

@@ -115,7 +115,12 @@ def kernel_seconds(predictor: Predictor, graphs: Sequence[Graph], lowered: Seque
 
 
 def figures(predictor: Predictor, graphs: Sequence[Graph], method: str) -> dict[str, Array]:
-    """What the network of a method says of ``graphs``, in the target's precision: (graphs,) by metric."""
+    """What graph networks say of ``graphs``, in the target's precision, by ``method``: (graphs,) by metric. By default those
+    metrics that the predictor leaves to a network; nothing for a method that is none."""
+    if method not in GRAPH_METHODS:
+        chosen = predictor.chosen_ if method == "default" else {}
+        every = {m: figures(predictor, graphs, m) for m in sorted(set(chosen.values()))}
+        return {metric: every[m][metric] for metric, m in chosen.items()}
     network = network_of(predictor, method)
     told = network.predict(read(predictor, graphs, method))
     return {h.rpartition("/")[2]: told[:, i] for i, h in enumerate(network.heads)}

@@ -116,7 +116,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "card": predictor.card,
     }
     if graph_networks:
-        manifest["graph_networks"] = graph_networks
+        manifest["graph_networks"], manifest["chosen"] = graph_networks, predictor.chosen_
     return manifest, arrays
 
 
@@ -243,6 +243,10 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         part = {k.removeprefix(_ENERGY): v for k, v in arrays.items() if k.startswith(_ENERGY)}
         energy = _restore(manifest["energy"], part, nested=True)
     graph_networks = _graph_networks(manifest.get("graph_networks", {}), arrays, target.name)
+    chosen = manifest["chosen"] if graph_networks else {}
+    for metric, method in dict(chosen).items():
+        if method not in graph_networks or f"{target.name}/{metric}" not in graph_networks[method].heads:
+            raise PredictorError(f"leaves {metric} to a network that is not there", where="chosen")
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -255,6 +259,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         blocks_=None if blocks is None else BlockModel.restore(blocks, arrays),
         gnn_=graph_networks.get("gnn"),
         residual_=graph_networks.get("residual"),
+        chosen_=dict(chosen),
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,

@@ -47,7 +47,7 @@ LAYER_MODELS: Mapping[str, type[LayerModel]] = {
     "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed, "flydel": Flydel,
 }  # fmt: skip
 _OF_KERNELS = ("default", *LAYER_MODELS)
-METHODS = (*_OF_KERNELS, "block", *GRAPH_METHODS)
+METHODS = (*_OF_KERNELS, "block", *GRAPH_METHODS, "stack")
 _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
@@ -73,6 +73,7 @@ class Predictor:
     blocks_: BlockModel | None = None
     gnn_: GraphNetwork | None = None  # of whole graphs: alone, and correcting what the kernels say
     residual_: GraphNetwork | None = None
+    chosen_: dict[str, str] = field(default_factory=dict)  # metrics whose default is a graph network, and which; else: kernels
     memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
@@ -280,15 +281,15 @@ class Predictor:
             out = self._estimate(kept, "default")
             ratio = np.log(np.array([m.latency_s for m in real], float) / out.latency_s)
             self.conformal_["latency_s"] = Conformal.fit(ratio, scale_of(out.coverage))
-        if self.memory_ is not None:
-            pairs = [
-                (m.peak_memory_bytes, guess)
-                for m, g, low in zip(real, kept, lowered, strict=True)
-                if m.peak_memory_bytes and (guess := self.memory_.predict(g, low))
-            ]
-            if pairs:
-                memory = np.log([true / guess for true, guess in pairs])
-                self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(pairs)))
+        told = networks.figures(self, kept, "default")
+        guesses = [None if self.memory_ is None else self.memory_.predict(g, low) for g, low in zip(kept, lowered, strict=True)]
+        told.setdefault("peak_memory_bytes", np.array([g or np.nan for g in guesses], float))
+        for metric in ("peak_memory_bytes", "energy_j"):
+            measured = np.array([getattr(m, metric) or np.nan for m in real], float)
+            left = np.log(measured / told[metric]) if metric in told else measured * np.nan
+            left = left[np.isfinite(left)]
+            if len(left):
+                self.conformal_[metric] = Conformal.fit(left, np.ones(len(left)))
         paid = [as_energy(m) for m in real if m.energy_j]
         if self.energy_ is not None and paid:
             self.energy_.calibrate(paid, graphs)
@@ -298,8 +299,9 @@ class Predictor:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What :meth:`predict` can be asked for: block models and graph networks only where they were learned."""
-        learned = {"block": self.blocks_, "gnn": self.gnn_, "residual": self.residual_}
+        """What :meth:`predict` can be asked for: block models and graph networks only where they were learned,
+        ``stack`` (the kernels) where it is not the default."""
+        learned = {"block": self.blocks_, "gnn": self.gnn_, "residual": self.residual_, "stack": self.chosen_ or None}
         return tuple(m for m in METHODS if learned.get(m, self) is not None)
 
     def lower(self, graph: Graph) -> Lowered:
@@ -332,7 +334,7 @@ class Predictor:
         return known
 
     def _kernel_seconds(self, table: Table, method: str) -> Array:
-        if method == "default":
+        if method in ("default", "stack"):
             parts = [
                 self.layers_[name].predict(table) if w else np.ones(table.size)
                 for name, w in zip(_BLENDED, self.blend_, strict=True)
@@ -360,6 +362,8 @@ class Predictor:
     def _estimate(self, graphs: Sequence[Graph], method: str) -> _Estimate:
         lowered = [self.lower(g) for g in graphs]
         table = stack(lowered)
+        if method == "default":
+            method = self.chosen_.get("latency_s", "stack")
         if method == "block":
             kernel_s = self._block_seconds(graphs, lowered, table)
         elif method in GRAPH_METHODS:
@@ -367,7 +371,7 @@ class Predictor:
         else:
             kernel_s = self._kernel_seconds(table, method)
         features, total = self._network_inputs(table, lowered, kernel_s, len(graphs))
-        factor = self.networks_.get(method, NetworkModel.identity()).factor(features)
+        factor = self.networks_.get("default" if method == "stack" else method, NetworkModel.identity()).factor(features)
         coverage = self._coverage(table, lowered, kernel_s)
         kernel_s, total = kernel_s * factor[table.graph], total * factor
         if self.unit_ is not None:
@@ -382,7 +386,7 @@ class Predictor:
                 raise UsageError(f"{self.target.name} has no energy")
             return self.energy_.kernels_by_stack(graphs, "latency_s") * _TICK_J
         shipped = self if self.unit_ is None else replace(self, unit_=None)
-        return shipped._estimate(graphs, "default").kernel_s
+        return shipped._estimate(graphs, "stack").kernel_s
 
     def peak_by_stack(self, graph: Graph, lowered: Lowered) -> float | None:
         """Peak memory in bytes; None where it is not known."""
@@ -439,6 +443,8 @@ class Predictor:
             raise UsageError(f"{self.target.name} has no latency", try_="predict, for its memory")
         with held():
             run = [self.as_run(g) for g in graphs]
+            if method == "default":
+                method = self.chosen_.get("latency_s", "stack")
             if method == "gnn" and self.unit_ is None:  # no kernels are needed
                 networks.network_of(self, method, "latency_s")
                 return networks.figures(self, run, method)["latency_s"]
@@ -463,6 +469,8 @@ class Predictor:
 
     def _predict_many(self, graphs: Sequence[Graph], method: str) -> list[Prediction]:
         graphs = [self.as_run(g) for g in graphs]
+        if method == "stack" and not self.chosen_:
+            method = "default"
         if method not in METHODS:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
         if not self.layers_:
@@ -475,10 +483,10 @@ class Predictor:
         outside = self._outside(e.table)
         starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in e.lowered])])
         energies: list[Value | None] = [None] * len(graphs)
-        told = networks.figures(self, graphs, method) if method in GRAPH_METHODS else {}
+        told = networks.figures(self, graphs, method)
         if "energy_j" in told:
             energies = [self._value("energy_j", v, 1.0, method) for v in told["energy_j"].tolist()]
-        elif self.energy_ is not None and not told:
+        elif self.energy_ is not None and method not in GRAPH_METHODS:
             energies = [_joules(p.latency_s) for p in self.energy_.predict_many(graphs, method)]
         out = []
         for i, graph in enumerate(graphs):
