@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,71 @@ def splits(group: Group) -> list[tuple[str, list[Net], dict[str, list[Net]]]]:
     return out
 
 
+def best(rows: list[dict[str, Any]], target: str) -> dict[str, tuple[str, dict[str, float]]]:
+    """By metric: the estimator with the least mean error over spaces that were left out, and the errors. None of these
+    networks is among those of the random split or the real ones."""
+    found: dict[str, tuple[str, dict[str, float]]] = {}
+    for metric in METRICS:
+        errors: dict[str, dict[str, float]] = defaultdict(dict)
+        for r in rows:
+            if r["target"] == target and r["metric"] == metric and r["split"].startswith("without "):
+                errors[r["estimator"]][r["split"]] = r["mape"]
+        splits_ = set.intersection(*(set(errors[e]) for e in ("gnn", "residual", "stack")))
+        if splits_:
+            means = {e: float(np.mean([errors[e][s] for s in splits_])) for e in ("gnn", "residual", "stack")}
+            found[metric] = min(means, key=lambda e: means[e]), means
+    return found
+
+
+def ship(group: Group, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write the shipped predictors anew, with the networks that learned from all but the random split's test networks."""
+    _, learning, _ = splits(group)[0]
+    general, seconds = learn(group, learning, "gnn", "all")
+    for target, predictor in group.predictors.items():
+        corrects, more = learn(group, [n for n in learning if target in n.rows], target, "all")
+        found = best(rows, target)
+        chosen = {metric: e for metric, (e, _) in found.items() if e != "stack"}
+        card = {
+            "train_networks": sum(target in n.rows for n in learning), "train_s": round(seconds + more),
+            "left_out_mape": {metric: {e: round(v, 2) for e, v in means.items()} for metric, (_, means) in found.items()},
+        }  # fmt: skip
+        carrying = replace(
+            predictor, gnn_=general.only([h for h in general.heads if h.startswith(f"{target}/")]), residual_=corrects,
+            chosen_=chosen, conformal_=dict(predictor.conformal_), card={**predictor.card, "graph_networks": card},
+        )  # fmt: skip
+        real = [n for n in group.nets if not n.space and target in n.rows]
+        if len(real) >= 10 and chosen:
+            carrying.calibrate([n.rows[target] for n in real], {n.key: n.graph for n in real})
+        carrying.save(folder / target)
+        print(f"{target}: by default {chosen or 'the kernels'}", flush=True)
+
+
+def speed(group: Group) -> list[list[Any]]:
+    """What predicting takes on one core, without torch: (what, value, unit)."""
+    _, learning, _ = splits(group)[0]
+    network, _ = learn(group, learning, "gnn", "all")
+    some = group.nets[:500]
+    encoded = [n.encoded for n in some if n.encoded is not None]
+    network.predict(encoded[:50])
+    with Clock() as batches:
+        network.predict(encoded)
+    fresh = [replace(n.graph) for n in some]
+    with Clock() as rows, held():
+        for graph in fresh:
+            encode(graph)
+    single = []
+    for e in encoded[:100]:
+        with Clock() as clock:
+            network.predict([e])
+        single.append(clock.seconds)
+    return [
+        ["nodes a graph", float(np.mean([len(e.op) for e in encoded])), ""],
+        ["graphs in batches, rows there", len(encoded) / batches.seconds, "a second"],
+        ["rows of graphs, kinds of nodes known", len(some) / rows.seconds, "a second"],
+        ["one graph, the slowest of 100", 1e3 * max(single), "ms"],
+    ]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("stores", nargs="+", metavar="TARGET=STORE[,STORE]")
@@ -280,6 +345,8 @@ def main() -> None:
     arguments.add_argument("--cap", type=int, default=5000, help="most networks that learn where a space is left out")
     arguments.add_argument("--gcn-hidden", type=int, default=128, help="the paper's GCN has 600")
     arguments.add_argument("--forest-networks", type=int, default=2000, help="networks whose kernels train the forests")
+    arguments.add_argument("--save", type=Path, help="folder to write the shipped predictors to, with what was learned")
+    arguments.add_argument("--speed", action="store_true", help="measure predicting, too")
     a = arguments.parse_args()
     (a.work / "networks").mkdir(parents=True, exist_ok=True)
     groups: dict[str, dict[str, list[Path]]] = defaultdict(dict)
@@ -289,6 +356,7 @@ def main() -> None:
     kept = a.work / "rows.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {r["key"] for r in rows}
+    speeds: list[list[Any]] = []
     for precision, stores in groups.items():
         group = Group(stores, a)
         spaces = Counter(n.space or "real" for n in group.nets)
@@ -331,7 +399,12 @@ def main() -> None:
                 for r in new:
                     if r["split"] in ("random", "real networks") or r["split"].startswith("without"):
                         print(f"{r['target']} {r['metric']} {r['split']} {estimator}: {r['mape']:.2f} % ({r['test_networks']})", flush=True)
+        if a.save:
+            ship(group, rows, a.save)
+        speeds += [[precision, *line] for line in speed(group)] if a.speed else []
     text = tables(rows, a)
+    if speeds:
+        text += "\n## Speed, one core, without torch\n\n" + table(("precision", "what", "value", "unit"), speeds)
     write("gnn", [{k: v for k, v in r.items() if k != "key"} for r in rows], text)
 
 

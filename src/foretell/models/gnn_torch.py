@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Tensors = Mapping[str, Any]
+_MOST = 60.0  # what is raised to a power of e, in single precision
 KERNEL_SMOOTH = 0.05  # kernels differ more from what can be known of them than networks do
 
 
@@ -45,9 +46,8 @@ def figures(torch: Any, w: Tensors, batch: Tensors, parts: Any) -> Any:
 
 def loss(torch: Any, told: Any, logs: Any, smooth: float) -> Any:
     """Mean over heads of the mean smooth |log ratio| of the graphs that have the label."""
-    left = told - logs
-    there = torch.isfinite(left)
-    left = torch.where(there, left, torch.zeros_like(left))
+    there = torch.isfinite(logs)
+    left = torch.where(there, told - logs, torch.zeros_like(logs))
     size = torch.sqrt(left * left + smooth * smooth) - smooth if smooth else left.abs()
     count = there.sum(dim=0)
     return ((size * there).sum(dim=0) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
@@ -56,12 +56,14 @@ def loss(torch: Any, told: Any, logs: Any, smooth: float) -> Any:
 def kernel_loss(torch: Any, batch: Tensors, parts: Any) -> Any:
     """The same of single kernels, each counted as the root of its share of the network, so that the small ones, of which
     a network has many, are heard. For heads that are sums."""
-    nodes, kernel, of = batch["kernel_nodes"], batch["kernel"], batch["kernel_graph"]
-    told = torch.zeros_like(batch["kernel_logs"]).index_add(0, kernel, torch.exp(parts[nodes]))
-    left = torch.log(told + 1e-20) + batch["base"].expand(len(batch["logs"]), -1)[of] - batch["kernel_logs"]
-    there = torch.isfinite(left)
-    left = torch.where(there, left, torch.zeros_like(left))
+    nodes, kernel, of, heads = batch["kernel_nodes"], batch["kernel"], batch["kernel_graph"], batch["kernel_heads"]
+    logs = batch["kernel_logs"]
+    part = torch.exp(parts[nodes][:, heads].clamp(max=_MOST))
+    told = torch.zeros_like(logs).index_add(0, kernel, part)
+    base = batch["base"].expand(len(batch["logs"]), -1)[:, heads]
+    there = torch.isfinite(logs)
+    left = torch.where(there, torch.log(told + 1e-20) + base[of] - logs, torch.zeros_like(logs))
     size = torch.sqrt(left * left + KERNEL_SMOOTH**2) - KERNEL_SMOOTH
     weight = batch["kernel_weight"] * there
-    heads = weight.sum(dim=0)
-    return ((size * weight).sum(dim=0) / heads.clamp(min=1e-9)).sum() / (heads > 0).sum().clamp(min=1)
+    total = weight.sum(dim=0)
+    return ((size * weight).sum(dim=0) / total.clamp(min=1e-9)).sum() / (total > 0).sum().clamp(min=1)

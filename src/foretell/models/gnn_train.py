@@ -119,7 +119,7 @@ def train(
         report: called after each epoch.
 
     Raises:
-        FitError: too few graphs, or labels that are not positive.
+        FitError: too few graphs, labels that are not positive, or a training that diverges.
         UsageError: the checkpoint is of another run.
         MissingExtraError: torch is not installed.
     """
@@ -194,7 +194,9 @@ class _Data:
             self.kernel_logs = np.log(known)
             total = np.stack([np.nansum(k.figures, axis=0) for k in told])
             share = known / np.repeat(total, np.diff(self.kernels), axis=0)
-        self.kernel_weight = np.nan_to_num(np.sqrt(share))
+        self.kernel_heads = np.flatnonzero(np.isfinite(known).any(axis=0))
+        self.kernel_logs = self.kernel_logs[:, self.kernel_heads]
+        self.kernel_weight = np.nan_to_num(np.sqrt(share))[:, self.kernel_heads]
 
     def take(self, at: Array, fixed: dict[str, Array]) -> dict[str, Any]:
         """The graphs ``at``; pairs of arrays are neighbours, see :mod:`foretell.models.gnn_torch`."""
@@ -215,7 +217,8 @@ class _Data:
         if d.share is not None and d.base is not None:
             out["base"], out["log_share"] = out["base"] + d.base[at], np.log(d.share[nodes])
         told = _ranges(self.kernels[at], self.kernels[at + 1])
-        if len(told):
+        if len(told) and len(self.kernel_heads):
+            out["kernel_heads"] = self.kernel_heads
             counts, pairs = self.kernels[at + 1] - self.kernels[at], _ranges(self.pairs[at], self.pairs[at + 1])
             several = self.pairs[at + 1] - self.pairs[at]
             out["kernel_nodes"] = self.pair_node[pairs] + np.repeat(new[:-1], several)
@@ -290,6 +293,8 @@ class _Training:
         error = loss(torch, figures(torch, self.weights, batch, parts), batch["logs"], s.smooth)
         if s.kernels and "kernel" in batch:
             error = error + s.kernels * kernel_loss(torch, batch, parts)
+        if not torch.isfinite(error):
+            raise FitError("the training diverged", where=f"epoch {self.epoch + 1}", try_="a lower rate")
         self.optimiser.zero_grad(set_to_none=True)
         error.backward()
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), 1.0)
