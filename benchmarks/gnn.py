@@ -3,9 +3,10 @@
     foretell dataset build --count 20000 --targets ethos-u55-128,ethos-u65-256 --store edge.sqlite
     python benchmarks/gnn.py ethos-u55-128=edge.sqlite,zoo.sqlite ethos-u65-256=edge.sqlite,zoo.sqlite --work build/gnn
 
-Rows come from measurement stores; those of ``foretell build``, which taught the shipped predictors, are left out. Networks of search spaces learn and test; real networks (the zoo's) only test. Targets of one
+Rows come from measurement stores, or from the folder of a data set in Parquet, which has no kernels; those of ``foretell build``, which
+taught the shipped predictors, are left out. Networks of search spaces learn and test; real networks (the zoo's) only test. Targets of one
 precision share one graph network with a head for each figure; a residual network corrects the shipped predictor of one
-target. Splits, each by the hash of the network: random (15 % test), one space left out (trained on the others), real networks,
+target. Splits: random (the data set's test networks, else 15 % by hash), one space left out (trained on the others), real networks,
 fewer training networks, and one network a space beside the general one. Every training is kept in --work as it is done, so that
 the same command goes on where it was stopped. Writes results/gnn.json and .md.
 """
@@ -57,8 +58,14 @@ class Net:
     name: str
     space: str
     graph: Graph
-    rows: dict[str, Measurement] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)  # Measurement, or a label of a data set, which has no kernels
     encoded: Encoded | None = None
+    split: str = ""  # of the data set
+
+    @property
+    def tests(self) -> bool:
+        """Whether it is a test network of the random split."""
+        return self.split == "test" if self.split else self.draw % 100 < _TEST
 
     @property
     def draw(self) -> int:
@@ -81,23 +88,25 @@ class Group:
         zoo = set(api.zoo_names())
         found: dict[str, Net] = {}
         for target, paths in stores.items():
-            rows, models = [], {}
+            predictor = self.predictors[target]
+            estimate = predictor.target.backend in ("vela", "zigzag", "tflite_micro")
+            rows, splits_, models = [], {}, {}
             for path in paths:
+                if path.is_dir():
+                    self._add_dataset(path, target, predictor, found)
+                    continue
                 store = Store(path)
-                part = [m for m in store.measurements(target) if m.verdict == "ok"]
+                part = [m for m in store.measurements(target) if m.verdict == "ok" and not m.family.startswith("generated:")]
                 rows += part
                 models.update({m.graph: store.model(m.graph) for m in part if m.graph not in found})
+                splits_.update(_splits_of(path))
                 store.close()
-            estimate = self.predictors[target].target.backend in ("vela", "zigzag", "tflite_micro")
             for m in rows if estimate else protocol.merge(protocol.correct_drift(rows)):
-                if m.graph not in found and m.graph in models:
-                    space = m.family.partition(":")[2] or m.family
-                    if m.family.startswith("generated:"):
-                        continue  # what the shipped predictors learned from
-                    real = m.source == "zoo" or m.name in zoo
-                    found[m.graph] = Net(m.graph, m.name, "" if real else space, some.as_run(read(models[m.graph], name=m.name)))
-                if m.graph in found:
-                    found[m.graph].rows[target] = m
+                if m.graph not in found:
+                    space = "" if m.source == "zoo" or m.name in zoo else m.family.partition(":")[2] or m.family
+                    graph = some.as_run(read(models[m.graph], name=m.name))
+                    found[m.graph] = Net(m.graph, m.name, space, graph, split=splits_.get(m.graph, ""))
+                found[m.graph].rows[target] = m
         self.nets = sorted(found.values(), key=lambda n: n.draw)
         with held():
             for n in self.nets:
@@ -106,8 +115,23 @@ class Group:
             f"{t}/{metric}" for t in stores for metric in METRICS
             if sum(np.isfinite(n.label(f"{t}/{metric}")) for n in self.nets) >= 100
         )  # fmt: skip
-        self.kernels = {n.key: kernels_of(n.graph, list(n.rows.values()), self.heads) for n in self.nets}
-        self._estimates: dict[tuple[str, str], tuple[Array, Array]] = {}
+        self.kernels = {n.key: kernels_of(n.graph, [m for m in n.rows.values() if isinstance(m, Measurement)], self.heads) for n in self.nets}
+        self._estimates: dict[tuple[tuple[str, ...], str], tuple[Array, Array]] = {}
+
+    @staticmethod
+    def _add_dataset(folder: Path, target: str, predictor: Predictor, found: dict[str, Net]) -> None:
+        """The labels of a data set in Parquet; its networks are drawn anew from their specs."""
+        from foretell.datasets import parquet
+
+        data = parquet.read(folder)
+        for label in data.labels:
+            if label.target == target and label.verdict == "ok":
+                network = data.networks[label.network]
+                drawn = network.drawn
+                if drawn.hash not in found:
+                    graph = predictor.as_run(drawn.spec.graph())
+                    found[drawn.hash] = Net(drawn.hash, drawn.name, drawn.spec.space, graph, split=network.split)
+                found[drawn.hash].rows[target] = label
 
     def labels(self, nets: list[Net], heads: tuple[str, ...]) -> Array:
         return np.array([[n.label(h) for h in heads] for n in nets]).reshape(len(nets), len(heads))
@@ -115,15 +139,25 @@ class Group:
     def corrected(self, nets: list[Net], target: str, heads: tuple[str, ...]) -> list[Encoded]:
         """``nets`` as the residual network of ``target`` reads them."""
         predictor = self.predictors[target]
-        new = [n for n in nets if (target, n.key) not in self._estimates]
+        new = [n for n in nets if (heads, n.key) not in self._estimates]
         for i in range(0, len(new), 200):
             part = new[i : i + 200]
             told = networks.estimates(predictor, [n.graph for n in part], heads)
-            self._estimates.update({(target, n.key): e for n, e in zip(part, told, strict=True)})
-        return [with_estimate(n.encoded, *self._estimates[target, n.key]) for n in nets if n.encoded is not None]
+            self._estimates.update({(heads, n.key): e for n, e in zip(part, told, strict=True)})
+        return [with_estimate(n.encoded, *self._estimates[heads, n.key]) for n in nets if n.encoded is not None]
 
     def lowered(self, nets: list[Net], target: str) -> list[Lowered]:
         return [self.predictors[target].lower(n.graph) for n in nets]
+
+
+def _splits_of(store: Path) -> dict[str, str]:
+    """The splits of a data set's networks, by graph; of a store without specs beside it, none."""
+    if not store.with_name(store.name + ".specs.jsonl").is_file():
+        return {}
+    from foretell.datasets import edge, parquet
+
+    _, rows = edge.read_specs(edge.specs_file(store))
+    return {r.graph: parquet.split_of(r.drawn) for r in rows}
 
 
 def epochs_for(count: int, visits: int) -> int:
@@ -215,7 +249,7 @@ def told_by(group: Group, estimator: str, name: str, learning: list[Net], tests:
         elif estimator == "stack":
             group.corrected(tests, target, heads)
             for i, h in enumerate(heads):
-                out[h] = np.array([group._estimates[target, n.key][0][i] for n in tests]), 0.0
+                out[h] = np.array([group._estimates[heads, n.key][0][i] for n in tests]), 0.0
         else:
             for h in heads:
                 metric = h.rpartition("/")[2]
@@ -240,7 +274,7 @@ def _of_one_head(
         elif estimator == "roofline":
             figures = rates(group.lowered(learning, target), y, test)
         else:
-            some = [n for n in learning if n.rows[target].kernels][: group.a.forest_networks]
+            some = [n for n in learning if isinstance(n.rows[target], Measurement) and n.rows[target].kernels][: group.a.forest_networks]
             if not some:
                 return None
             rows = [n.rows[target] for n in some]
@@ -253,8 +287,8 @@ def splits(group: Group) -> list[tuple[str, list[Net], dict[str, list[Net]]]]:
     """(name of the training, networks that learn, networks that test by name of the split)."""
     spaces = [n for n in group.nets if n.space]
     real = [n for n in group.nets if not n.space]
-    test = [n for n in spaces if n.draw % 100 < _TEST]
-    rest = [n for n in spaces if n.draw % 100 >= _TEST]
+    test = [n for n in spaces if n.tests]
+    rest = [n for n in spaces if not n.tests]
     names = [s for s, c in Counter(n.space for n in spaces).most_common() if c >= _LEAST]
     cap = group.a.cap
     out = [("all", rest, {"random": test, "real networks": real, **{f"random, {s}": [n for n in test if n.space == s] for s in names}})]
