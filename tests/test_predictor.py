@@ -19,7 +19,7 @@ from foretell.errors import FitError, ForetellError, PredictorError, TargetError
 from foretell.predictor.evaluate import FAMILIES, folds, score, spearman
 from foretell.predictor.judge import judge
 from foretell.predictor.persist import MANIFEST, MODEL, SUMS, load
-from foretell.predictor.stack import METHODS, Predictor
+from foretell.predictor.stack import Predictor
 from foretell.records import Target
 
 
@@ -40,7 +40,7 @@ def test_it_beats_the_baselines_on_unseen_families(recorded, fitted):
         for r in judge(fitted, train, test, graphs)
         if r["part"] == "all" and r["metric"] == "latency_s"
     }
-    assert set(by) == {*METHODS, "flops"}
+    assert set(by) == {*fitted.methods, "flops"}
     assert by["default"].mape < 12
     assert by["default"].mape < by["refined_roofline"].mape
     assert by["default"].mape < by["roofline"].mape < by["flops"].mape
@@ -104,7 +104,7 @@ def test_out_of_domain_is_said_and_widens_the_interval(fitted):
 
 
 def test_methods_by_name(zoo, fitted):
-    values = {m: fitted.predict(zoo["resnet18"], m).latency_s.value for m in METHODS}
+    values = {m: fitted.predict(zoo["resnet18"], m).latency_s.value for m in fitted.methods}
     assert len({round(v, 9) for v in values.values()}) >= 4
     with pytest.raises(UsageError, match="mixed"):
         fitted.predict(zoo["resnet18"], "magic")

@@ -167,7 +167,7 @@ def predict(
 
     Args:
         target: the name of a target, the folder of a predictor, or a :class:`Predictor`.
-        method: ``default``, a layer model by name, or ``block``.
+        method: ``default``, a layer model by name, ``block``, ``gnn`` or ``residual``.
 
     Raises:
         ForetellError: see :func:`read_model` and :func:`load`.

@@ -125,7 +125,7 @@ def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 @shape_option
 @batch_option
 @click.option(
-    "--method", default="default", show_default=True, help="Estimator: default, a layer model by name, or block."
+    "--method", default="default", show_default=True, help="Estimator: default, layer model, block, gnn, residual or stack."
 )
 @click.option("--top", default=10, show_default=True, help="How many kernels to list; 0 for none, -1 for all.")
 @format_option

@@ -26,13 +26,15 @@ from foretell.errors import PredictorError, UsageError
 from foretell.models.accelerators import closed_form
 from foretell.models.block import BlockModel
 from foretell.models.features import DOMAIN_WIDTH, NAMES
+from foretell.models.gnn import GraphNetwork
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel
 from foretell.models.recalibration import Recalibration
 from foretell.models.utilisation import Utilisation
+from foretell.predictor.networks import GRAPH_METHODS
 from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
-from foretell.records import UTILISATIONS, Target
+from foretell.records import METRICS, UTILISATIONS, Target
 
 FORMAT = "foretell-predictor/1"
 MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
@@ -93,6 +95,11 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     if predictor.blocks_ is not None:
         blocks, more = predictor.blocks_.state()
         arrays.update(more)
+    graph_networks: dict[str, Any] = {}
+    for name, learned in (("gnn", predictor.gnn_), ("residual", predictor.residual_)):
+        if learned is not None:
+            graph_networks[name], more = learned.state(f"{name}.")
+            arrays.update(more)
     energy = None
     if predictor.energy_ is not None:
         energy, more = _state(predictor.energy_)
@@ -115,6 +122,8 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     }
     if predictor.utilisation_ is not None:
         manifest["utilisation"] = predictor.utilisation_.state()
+    if graph_networks:
+        manifest["graph_networks"], manifest["chosen"] = graph_networks, predictor.chosen_
     return manifest, arrays
 
 
@@ -248,6 +257,11 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
     utilisation = manifest.get("utilisation")  # only where the backend tells busy times
     if utilisation is None and set(conformal) & set(UTILISATIONS):
         raise PredictorError("is missing", where="utilisation")
+    graph_networks = _graph_networks(manifest.get("graph_networks", {}), arrays, target.name)
+    chosen = manifest["chosen"] if graph_networks else {}
+    for metric, method in dict(chosen).items():
+        if method not in graph_networks or f"{target.name}/{metric}" not in graph_networks[method].heads:
+            raise PredictorError(f"leaves {metric} to a network that is not there", where="chosen")
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -258,6 +272,9 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         blend_=blend,
         networks_=networks,
         blocks_=None if blocks is None else BlockModel.restore(blocks, arrays),
+        gnn_=graph_networks.get("gnn"),
+        residual_=graph_networks.get("residual"),
+        chosen_=dict(chosen),
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,
@@ -267,3 +284,21 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),
         card=card,
     )
+
+
+def _graph_networks(data: Any, arrays: Mapping[str, Array], target: str) -> dict[str, GraphNetwork]:
+    """The graph networks by method; a predictor written before there were any has none."""
+    there = {m for m in GRAPH_METHODS if f"{m}.in.w" in arrays}
+    if not isinstance(data, dict) or not there <= set(data) <= set(GRAPH_METHODS):
+        raise PredictorError("is malformed", where="graph_networks")
+    out = {}
+    for name, about in data.items():
+        network = GraphNetwork.restore(about, arrays, f"{name}.")
+        if network.residual != (name == "residual"):
+            raise PredictorError("is of the other kind", where=f"{name}.residual")
+        if not {h.rpartition("/")[2] for h in network.heads} <= set(METRICS) or any(
+            h.rpartition("/")[0] != target for h in network.heads
+        ):
+            raise PredictorError(f"has heads that are not of {target}", where=f"{name}.heads")
+        out[name] = network
+    return out

@@ -27,6 +27,7 @@ from foretell.models.block_features import cut, spread
 from foretell.models.contract import LayerModel
 from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
 from foretell.models.flydel import Flydel
+from foretell.models.gnn import GraphNetwork
 from foretell.models.mapping import MappingModel
 from foretell.models.memory import MemoryModel
 from foretell.models.network import MICRO, Conformal, NetworkModel, network_features, scale_of
@@ -37,7 +38,9 @@ from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
 from foretell.models.utilisation import Utilisation, shares
+from foretell.predictor import networks
 from foretell.predictor.evaluate import Score, score
+from foretell.predictor.networks import GRAPH_METHODS
 from foretell.records import UTILISATIONS, KernelPrediction, Measurement, Prediction, Target, Value
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +48,7 @@ LAYER_MODELS: Mapping[str, type[LayerModel]] = {
     "roofline": Roofline, "refined_roofline": RefinedRoofline, "statistical": Statistical, "mixed": Mixed, "flydel": Flydel,
 }  # fmt: skip
 _OF_KERNELS = ("default", *LAYER_MODELS)
-METHODS = (*_OF_KERNELS, "block")
+METHODS = (*_OF_KERNELS, "block", *GRAPH_METHODS, "stack")
 _BLENDED = ("refined_roofline", "statistical", "mixed")
 _BLENDS = ((0, 0, 1), (0, 0.25, 0.75), (0, 0.5, 0.5), (0, 0.75, 0.25), (0, 1, 0), (0.15, 0.25, 0.6), (0.15, 0, 0.85))
 _WORTH = 0.97  # a blend of several models takes as many times as long: it must be better by this factor
@@ -70,6 +73,9 @@ class Predictor:
     blend_: tuple[float, ...] = (0.0, 0.0, 1.0)
     networks_: dict[str, NetworkModel] = field(default_factory=dict)
     blocks_: BlockModel | None = None
+    gnn_: GraphNetwork | None = None  # of whole graphs: alone, and correcting what the kernels say
+    residual_: GraphNetwork | None = None
+    chosen_: dict[str, str] = field(default_factory=dict)  # metrics whose default is a graph network, and which; else: kernels
     memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
     utilisation_: Utilisation | None = None  # busy times, where the backend tells them
     of_energy: bool = False  # whether it stands in another's ``energy_``
@@ -317,15 +323,15 @@ class Predictor:
             if self.utilisation_ is not None:
                 found = shares(out.table, out.kernel_s, self._busy_s(out, "default"), len(real))
                 self._fit_utilisation_intervals(found, _measured_utilisations(real))
-        if self.memory_ is not None:
-            pairs = [
-                (m.peak_memory_bytes, guess)
-                for m, g, low in zip(real, kept, lowered, strict=True)
-                if m.peak_memory_bytes and (guess := self.memory_.predict(g, low))
-            ]
-            if pairs:
-                memory = np.log([true / guess for true, guess in pairs])
-                self.conformal_["peak_memory_bytes"] = Conformal.fit(memory, np.ones(len(pairs)))
+        told = networks.figures(self, kept, "default")
+        guesses = [None if self.memory_ is None else self.memory_.predict(g, low) for g, low in zip(kept, lowered, strict=True)]
+        told.setdefault("peak_memory_bytes", np.array([g or np.nan for g in guesses], float))
+        for metric in ("peak_memory_bytes", "energy_j"):
+            measured = np.array([getattr(m, metric) or np.nan for m in real], float)
+            left = np.log(measured / told[metric]) if metric in told else measured * np.nan
+            left = left[np.isfinite(left)]
+            if len(left):
+                self.conformal_[metric] = Conformal.fit(left, np.ones(len(left)))
         paid = [as_energy(m) for m in real if m.energy_j]
         if self.energy_ is not None and paid:
             self.energy_.calibrate(paid, graphs)
@@ -335,8 +341,10 @@ class Predictor:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What :meth:`predict` can be asked for; a predictor written before there were block models has none."""
-        return tuple(m for m in METHODS if m != "block" or self.blocks_ is not None)
+        """What :meth:`predict` can be asked for: block models and graph networks only where they were learned,
+        ``stack`` (the kernels) where it is not the default."""
+        learned = {"block": self.blocks_, "gnn": self.gnn_, "residual": self.residual_, "stack": self.chosen_ or None}
+        return tuple(m for m in METHODS if learned.get(m, self) is not None)
 
     def lower(self, graph: Graph) -> Lowered:
         """Kernels that the target would run, with their rows. Kept as long as the graph is."""
@@ -370,7 +378,7 @@ class Predictor:
         return known
 
     def _kernel_seconds(self, table: Table, method: str) -> Array:
-        if method == "default":
+        if method in ("default", "stack"):
             parts = [
                 self.layers_[name].predict(table) if w else np.ones(table.size)
                 for name, w in zip(_BLENDED, self.blend_, strict=True)
@@ -398,12 +406,16 @@ class Predictor:
     def _estimate(self, graphs: Sequence[Graph], method: str) -> _Estimate:
         lowered = [self.lower(g) for g in graphs]
         table = stack(lowered)
+        if method == "default":
+            method = self.chosen_.get("latency_s", "stack")
         if method == "block":
             kernel_s = self._block_seconds(graphs, lowered, table)
+        elif method in GRAPH_METHODS:
+            kernel_s = networks.kernel_seconds(self, graphs, lowered, method)
         else:
             kernel_s = self._kernel_seconds(table, method)
         features, total = self._network_inputs(table, lowered, kernel_s, len(graphs))
-        factor = self.networks_.get(method, NetworkModel.identity()).factor(features)
+        factor = self.networks_.get("default" if method == "stack" else method, NetworkModel.identity()).factor(features)
         coverage = self._coverage(table, lowered, kernel_s)
         kernel_s, total = kernel_s * factor[table.graph], total * factor
         if self.unit_ is not None:
@@ -415,6 +427,19 @@ class Predictor:
         """Busy seconds of arithmetic and of memory of each kernel, (kernels, 2)."""
         assert self.utilisation_ is not None
         return self.utilisation_.busy_s(e.table, e.kernel_s, method)
+
+    def kernels_by_stack(self, graphs: Sequence[Graph], metric: str) -> Array:
+        """Seconds or joules of all kernels of all graphs, which are in the target's precision, before recalibration."""
+        if metric == "energy_j":
+            if self.energy_ is None:
+                raise UsageError(f"{self.target.name} has no energy")
+            return self.energy_.kernels_by_stack(graphs, "latency_s") * _TICK_J
+        shipped = self if self.unit_ is None else replace(self, unit_=None)
+        return shipped._estimate(graphs, "stack").kernel_s
+
+    def peak_by_stack(self, graph: Graph, lowered: Lowered) -> float | None:
+        """Peak memory in bytes; None where it is not known."""
+        return self.memory_.predict(graph, lowered) if self.memory_ is not None else None
 
     def _bounds(self, table: Table) -> list[str]:
         """What limits each kernel."""
@@ -466,7 +491,13 @@ class Predictor:
         if not self.layers_:
             raise UsageError(f"{self.target.name} has no latency", try_="predict, for its memory")
         with held():
-            return self._estimate([self.as_run(g) for g in graphs], method).latency_s
+            run = [self.as_run(g) for g in graphs]
+            if method == "default":
+                method = self.chosen_.get("latency_s", "stack")
+            if method == "gnn" and self.unit_ is None:  # no kernels are needed
+                networks.network_of(self, method, "latency_s")
+                return networks.figures(self, run, method)["latency_s"]
+            return self._estimate(run, method).latency_s
 
     def predict(self, graph: Graph, method: str = "default") -> Prediction:
         """Latency and memory of one graph, with intervals and kernels."""
@@ -487,11 +518,13 @@ class Predictor:
 
     def _predict_many(self, graphs: Sequence[Graph], method: str) -> list[Prediction]:
         graphs = [self.as_run(g) for g in graphs]
+        if method == "stack" and not self.chosen_:
+            method = "default"
         if method not in METHODS:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
         if not self.layers_:
-            if method == "block":
-                raise UsageError(f"{self.target.name} has no block models", try_="--method default")
+            if method in ("block", *GRAPH_METHODS):
+                raise UsageError(f"{self.target.name} has no times", where=f"method {method}", try_="--method default")
             return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self._bounds(e.table)
@@ -499,7 +532,10 @@ class Predictor:
         outside = self._outside(e.table)
         starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in e.lowered])])
         energies: list[Value | None] = [None] * len(graphs)
-        if self.energy_ is not None:
+        told = networks.figures(self, graphs, method)
+        if "energy_j" in told:
+            energies = [self._value("energy_j", v, 1.0, method) for v in told["energy_j"].tolist()]
+        elif self.energy_ is not None and method not in GRAPH_METHODS:
             energies = [_joules(p.latency_s) for p in self.energy_.predict_many(graphs, method)]
         busy = None if self.utilisation_ is None else self._busy_s(e, method)
         out = []
@@ -553,7 +589,9 @@ class Predictor:
                     target=self.target.name,
                     latency_s=None if unpriced else self._value("latency_s", latency, scale, method),
                     energy_j=None if unpriced else energies[i],
-                    peak_memory_bytes=self._memory(graph, e.lowered[i], method),
+                    peak_memory_bytes=self._value("peak_memory_bytes", float(told["peak_memory_bytes"][i]), 1.0, method)
+                    if "peak_memory_bytes" in told
+                    else self._memory(graph, e.lowered[i], method),
                     coverage=float(e.coverage[i]),
                     macs=e.lowered[i].total_macs,
                     parameters=graph.parameters,

@@ -1,0 +1,246 @@
+"""A graph as a graph network reads it: a row for every node, edges between them, many graphs in one batch.
+
+What depends on a node alone (op type, shapes, attributes, costs, how well its sizes fill a device's steps) is computed
+once a kind of node and kept. What depends on its place (bytes alive, reuse distance) is computed from the wiring, whose
+parts are kept a structure, since the candidates of a search often differ in shapes alone. All from the graph, never
+from a runtime; sizes are natural logarithms of 1 + n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from foretell.graph.ir import Graph
+from foretell.graph.kinds import NodeKind
+from foretell.graph.ops import CATEGORIES, OPS
+from foretell.models.features import COLUMN, main_columns
+
+Array = np.ndarray[Any, Any]
+
+_TAKEN = (
+    "batch", "m", "n", "k", "group", "kernel_h", "kernel_w", "stride", "dilation", "out_h", "out_w", "in_h", "in_w",
+    "taps_share", "inner", "rows", "inputs", "outputs", "const_operand", "trans_a", "trans_b", "mode", "bits", "depth",
+    "padded", "in_elements", "out_elements",
+)  # fmt: skip
+_STEPS = (("n", 8), ("n", 16), ("n", 32), ("n", 64), ("depth", 4), ("depth", 16), ("depth", 32), ("out_w", 2),
+          ("out_w", 4), ("out_w", 8), ("out_h", 2), ("out_h", 4))  # fmt: skip
+_COSTS = ("macs", "work", "read", "write", "weights", "traffic")
+_PLACE = ("live", "fused_live", "age", "readers", "reads_input", "is_output", "net_weights", "net_live", "net_fused_live")
+NAMES: tuple[str, ...] = (*_TAKEN, *(f"lost_{c}{step}" for c, step in _STEPS), *_COSTS, *_PLACE)
+_STATIC = len(NAMES) - len(_PLACE)
+_AT = [COLUMN[c] for c in _TAKEN]
+
+OP_INDEX = {name: i + 1 for i, name in enumerate(sorted(OPS))}  # 0: any other op type
+CATEGORY_INDEX = {name: i for i, name in enumerate(CATEGORIES)}
+MOST_STRUCTURES = 4096
+_POINTWISE = ("activation", "norm", "elementwise", "quantize")
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """How the nodes that run hang together; shared by all graphs of equal wiring.
+
+    Attributes:
+        nodes: (n,) positions in the graph of the nodes that are not folded away.
+        source, target: (edges,) of those nodes by number, by target first, each pair once.
+        last: (n + inputs,) the last node that reads what a node or the caller writes, itself if none does, n if the caller
+            does. A node that owns nothing (a view) has -1.
+        fused_last: the same where a node of one map, point by point, works in place if nobody else reads what it reads: as
+            if it were fused with the node before.
+        place: (n, 3) readers (log), reads a graph input, writes a graph output.
+    """
+
+    nodes: Array
+    source: Array
+    target: Array
+    last: Array
+    fused_last: Array
+    place: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One graph. ``x`` is (nodes, features) in single precision, features as :data:`NAMES` and what a residual network
+    adds; ``op`` and ``category`` number its op types, ``source`` and ``target`` (edges,) its nodes.
+
+    A residual network reads ``base`` (heads,), the logarithms of another estimate, and ``share`` (nodes, heads), how
+    much of that each node makes up: positive, and 1 in all.
+    """
+
+    x: Array
+    op: Array
+    category: Array
+    source: Array
+    target: Array
+    base: Array | None = None
+    share: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Graphs side by side. Nodes of graph i are ``starts[i]`` to ``starts[i + 1]``."""
+
+    x: Array
+    op: Array
+    category: Array
+    source: Array
+    target: Array
+    starts: Array
+    base: Array | None = None
+    share: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of graphs."""
+        return len(self.starts) - 1
+
+
+def join(graphs: Sequence[Encoded]) -> Batch:
+    """One batch of several graphs, at least one."""
+    sizes = [len(g.op) for g in graphs]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    offset = np.repeat(starts[:-1], [len(g.source) for g in graphs])
+    bases = [g.base for g in graphs if g.base is not None]
+    shares = [g.share for g in graphs if g.share is not None]
+    return Batch(
+        np.concatenate([g.x for g in graphs]),
+        np.concatenate([g.op for g in graphs]),
+        np.concatenate([g.category for g in graphs]),
+        np.concatenate([g.source for g in graphs]) + offset,
+        np.concatenate([g.target for g in graphs]) + offset,
+        starts,
+        np.stack(bases) if bases else None,
+        np.concatenate(shares) if shares else None,
+    )
+
+
+def with_estimate(graph: Encoded, figures: Array, nodes: Array) -> Encoded:
+    """``graph`` for a residual network: ``figures`` (heads,) is what is to be corrected, ``nodes`` (nodes, heads) what it
+    says of each node, in any scale. A node has at least a thousandth of the mean share."""
+    count = len(graph.op)
+    share = nodes / np.maximum(nodes.sum(axis=0), 1e-300)
+    share = np.maximum(share, 1e-3 / max(count, 1))
+    share /= np.maximum(share.sum(axis=0), 1e-300)
+    base = np.log(figures)
+    x = np.concatenate([graph.x, np.log(share), np.log(share) + base], axis=1, dtype=np.float32)
+    return replace(graph, x=x, base=base, share=share)
+
+
+_structures: dict[Any, Structure] = {}
+
+
+def structure_of(graph: Graph) -> Structure:
+    """The structure of ``graph``, kept for others of the same."""
+    key = (graph.wiring, tuple([n.op_type for n in graph.nodes]))
+    known = _structures.get(key)
+    if known is None:
+        if len(_structures) >= MOST_STRUCTURES:
+            _structures.clear()
+        known = _structures[key] = _structure(graph)
+    return known
+
+
+def _structure(graph: Graph) -> Structure:
+    folded = graph.constant_nodes
+    nodes = [i for i in range(len(graph.nodes)) if i not in folded]
+    number = {i: k for k, i in enumerate(nodes)}
+    producer, outputs, inputs = graph.producer, frozenset(graph.outputs), frozenset(graph.inputs)
+    count = len(nodes)
+    pairs: list[tuple[int, int]] = []
+    place = np.zeros((count, 3))
+    for k, i in enumerate(nodes):
+        node = graph.nodes[i]
+        sources = {number[producer[t]]: None for t in node.inputs if t in producer and producer[t] in number}  # each once
+        pairs += [(s, k) for s in sources]
+        place[k, 1:] = any(t in inputs for t in node.inputs), any(t in outputs for t in node.outputs)
+    source, target = np.array(pairs, np.int64).reshape(-1, 2).T
+    place[:, 0] = np.log1p(np.bincount(source, minlength=count))
+    last, fused = _lifetimes(graph, nodes, False), _lifetimes(graph, nodes, True)
+    return Structure(np.array(nodes, np.int64), source, target, last, fused, place)
+
+
+def _lifetimes(graph: Graph, nodes: Sequence[int], fusing: bool) -> Array:
+    """``last`` or ``fused_last`` of :class:`Structure`."""
+    count, outputs, kinds = len(nodes), frozenset(graph.outputs), graph.kinds
+    owner = {t: count + k for k, t in enumerate(graph.inputs)}  # who holds a tensor's bytes
+    last = np.concatenate([np.arange(count), np.zeros(len(graph.inputs), np.int64)])
+    for k, i in enumerate(nodes):
+        node = graph.nodes[i]
+        maps = [t for t in node.inputs if t in owner]
+        for t in maps:
+            last[owner[t]] = max(last[owner[t]], k)
+        own = kinds[i].op.traffic != "view" or not maps
+        if fusing and own and len(maps) == 1 and kinds[i].op.category in _POINTWISE:
+            own = len(graph.consumers[maps[0]]) > 1 or maps[0] in outputs or owner[maps[0]] >= count
+        for t in node.outputs:
+            owner[t] = k if own else owner[maps[0]]
+            if t in outputs:
+                last[owner[t]] = count
+        if not own:
+            last[k] = -1
+    return last
+
+
+def encode(graph: Graph) -> Encoded:
+    """Nodes and edges of ``graph``; nodes that depend on constants alone are left out."""
+    s = structure_of(graph)
+    kinds = graph.kinds
+    known = [_static(kinds[i]) for i in s.nodes.tolist()]
+    count = len(known)
+    x = np.zeros((count, len(NAMES)), np.float32)
+    if count:
+        x[:, :_STATIC] = np.concatenate([row for row, _, _ in known]).reshape(count, _STATIC)
+        x[:, _STATIC:] = _places(graph, s, [kinds[i] for i in s.nodes.tolist()])
+    op = np.array([o for _, o, _ in known], np.int64)
+    return Encoded(x, op, np.array([c for _, _, c in known], np.int64), s.source, s.target)
+
+
+def _places(graph: Graph, s: Structure, kinds: Sequence[NodeKind]) -> Array:
+    """Columns that depend on a node's place, (nodes, len(_PLACE))."""
+    moved = np.cumsum([k.read_bytes + k.write_bytes + k.weight_bytes for k in kinds])
+    held = np.array([*(k.write_bytes for k in kinds), *(graph.tensors[t].nbytes for t in graph.inputs)], float)
+    live, fused = live_bytes(s.last, held, len(kinds)), live_bytes(s.fused_last, held, len(kinds))
+    age = np.zeros(len(kinds))
+    np.maximum.at(age, s.target, moved[s.target] - moved[s.source])
+    out = np.empty((len(kinds), len(_PLACE)))
+    out[:, 0], out[:, 1], out[:, 2], out[:, 3:6] = np.log1p(live), np.log1p(fused), np.log1p(age), s.place
+    out[:, 6] = math.log1p(graph.weight_bytes)
+    out[:, 7], out[:, 8] = math.log1p(float(live.max())), math.log1p(float(fused.max()))
+    return out
+
+
+def live_bytes(last: Array, held: Array, count: int) -> Array:
+    """Bytes of feature maps alive while each of ``count`` nodes runs, in the given order of execution.
+
+    ``last``: as in :class:`Structure`; ``held``: bytes that each node writes and, behind them, those of the graph's inputs.
+    """
+    change = np.zeros(count + 2)
+    begins = np.concatenate([np.arange(count), np.zeros(len(last) - count, np.int64)])
+    owns = last >= 0
+    np.add.at(change, begins[owns], held[owns])
+    np.subtract.at(change, last[owns] + 1, held[owns])
+    alive: Array = np.maximum(np.cumsum(change)[:count], 0.0)
+    return alive
+
+
+def _static(kind: NodeKind) -> tuple[Array, int, int]:
+    """(row of what a node is by itself, number of its op type, number of its category)."""
+    known: tuple[Array, int, int] | None = kind.memo.get("gnn")
+    if known is None:
+        row, share = main_columns(kind)
+        values = [row[i] for i in _AT]
+        for column, step in _STEPS:
+            size = round(math.expm1(row[COLUMN[column]]))
+            values.append(math.log(math.ceil(size / step) * step / size) if size > 0 else 0.0)
+        read, written, weights = kind.read_bytes, kind.write_bytes, kind.weight_bytes
+        costs = (kind.macs * share, kind.work, read, written, weights, read + written + weights)
+        values += [math.log1p(max(v, 0.0)) for v in costs]
+        known = kind.memo["gnn"] = (
+            np.array(values, np.float32), OP_INDEX.get(kind.op_type, 0), CATEGORY_INDEX[kind.op.category],
+        )  # fmt: skip
+    return known
