@@ -57,7 +57,8 @@ def main() -> None:
         _, target = backends.resolve(name)
         for s in probe_steps(target, Store(a.store), lambda *_: None):
             told = [s.steps.par, s.steps.alpha, round(s.steps.explained * 100, 1), round(s.steps.error * 100, 1)] if s.steps else [None] * 4
-            lines.append([target.name, s.what, s.kernel or "-", *told, s.problem.partition(":")[0]])
+            lines.append([target.name, s.what, s.kernel or "-", *told, s.problem.removeprefix(f"staircase-{s.name}: ").partition(":")[0],
+                          "doubtful" if s.steps and s.steps.par > 1 and (s.steps.explained < 0.7 or s.steps.alpha < 0.1) else ""])
             rows.append({"target": target.name, "along": s.what, "kernel": s.kernel, "par": told[0], "alpha": told[1],
                          "explained": told[2], "error": told[3], "problem": s.problem, "versions": versions()})  # fmt: skip
     text = "\n".join([
@@ -66,8 +67,8 @@ def main() -> None:
         "another `par`; the others were missed, since steps that small hide in the noise.\n",
         table(["par", *(f"alpha {v:g}" for v in ALPHAS)], first),
         "What targets show (`foretell probe --steps`). `par` 1: no steps. Explained: percent of a straight line's squared error; "
-        "error: mean percent that is left.\n",
-        table(["target", "along", "kernel", "par", "alpha", "explained", "error", "problem"], lines),
+        "error: mean percent that is left. Doubtful: less than 70 % explained, or an alpha below 0.1.\n",
+        table(["target", "along", "kernel", "par", "alpha", "explained", "error", "problem", ""], lines),
     ])  # fmt: skip
     write("alignment", rows, text)
 

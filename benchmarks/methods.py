@@ -65,7 +65,7 @@ def main() -> None:
                         told = [m for m in rows if measured(metric, m)]
                         if len(told) < 3:
                             continue
-                        for method in METHODS if metric != "peak_memory_bytes" else ("default",):
+                        for method in METHODS if metric != "peak_memory_bytes" else ("default", "block"):
                             try:
                                 s = predictor.score(told, graphs, method=method, metric=metric)
                             except ForetellError:

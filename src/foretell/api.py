@@ -101,7 +101,7 @@ def model_bytes(model: str) -> bytes:
         space, _, number = model.removeprefix(SPACE).partition("/")
         known = number.isascii() and number.isdecimal() and len(number) < 10
         if not known:
-            raise UsageError(f"no network called {model[:80]!r}", try_="space:nasbench201/7")
+            raise UsageError(f"no network called {model[:80]!r}", try_=f"a whole number: {SPACE}{space[:40] or 'nasbench201'}/7")
         return write_onnx(draw(space, int(number), model))
     return Path(model).read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ import click
 
 from foretell import __version__, cli_catalogue
 from foretell.cli_dataset import dataset
-from foretell.errors import ForetellError, MissingExtraError, StoreError, UsageError
+from foretell.errors import ForetellError, MissingExtraError, ModelError, StoreError, UsageError
 
 FORMATS = ("table", "json", "csv", "markdown")
 EXIT_CODES = """
@@ -84,7 +85,7 @@ def main() -> NoReturn:
         _fail("interrupted; finished measurements are kept, the same command goes on from there", 130)
     except OSError as e:
         if not isinstance(e, BrokenPipeError):
-            _fail(f"{e.strerror or e}", 1)
+            _fail(f"{e.filename}: {e.strerror}" if e.strerror and e.filename else f"{e.strerror or e}", 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     sys.exit(0)
@@ -94,6 +95,17 @@ def _fail(text: str, code: int) -> NoReturn:
     clean = "".join(c if c.isprintable() else "?" for c in text)
     sys.stderr.write(f"foretell: {clean}\n")
     sys.exit(code)
+
+
+def _percent(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """A percentage, with or without its sign."""
+    try:
+        number = None if value is None else float(value.removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if number is not None and not 0.1 <= number <= 100:
+        raise click.BadParameter(f"{value!r} is not between 0.1 and 100", context, option)
+    return number
 
 
 def _shapes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -202,6 +214,9 @@ def explain(
         _require("matplotlib", "plot")
     predictor = api.load(target)
     graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
+    for file in (html, png):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError("there is no such folder", where=str(file), try_="an existing folder")
     start = time.monotonic()
     with ProgressLine("explaining", quiet=quiet) as line:
 
@@ -315,6 +330,9 @@ def sweep(
             pareto=wanted, report=tell,
         )  # fmt: skip
     tables.show(*explored.points([p for p in points if p.pareto or not front], pareto), form)
+    told = {p.model for p in points if p.prediction is not None}
+    if any(p.model not in told for p in points):
+        sys.exit(ModelError.exit_code)
 
 
 def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
@@ -325,7 +343,9 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
     except ValueError:
         out = [0]
     if any(not 0 < n < 2**20 for n in out) or len(set(out)) < len(out):
-        raise UsageError(f"{option} {text[:60]!r} is no list of different positive numbers", try_=f"{option} 1,2")
+        raise UsageError(
+            f"{option} {text[:60]!r} is no list of different positive numbers below {2**20}", try_=f"{option} 1,2"
+        )
     return out
 
 
@@ -429,7 +449,7 @@ def remove(name: str) -> None:
 )
 @click.option(
     "--until-error",
-    type=click.FloatRange(min=0.1, max=100),
+    callback=_percent,
     metavar="PERCENT",
     help="Choose benchmarks as it goes, and stop once networks held out are told to this error.",
 )

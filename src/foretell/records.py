@@ -142,12 +142,13 @@ def _utilisation(kernels: tuple[ExecutedKernel, ...], busy_s: list[float | None]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A predicted figure with its interval: the truth lies in [low, high] with probability ``level``."""
+    """A predicted figure with its interval: made so that ``level`` of the networks that calibrated it lie in [low, high].
+    None: not calibrated."""
 
     value: float
     low: float
     high: float
-    level: float = 0.9
+    level: float | None = 0.9
 
 
 class KernelPrediction(NamedTuple):

@@ -340,7 +340,8 @@ class _Placer:
 
 
 def _total(values: Sequence[Value], more: float) -> Value:
-    level = min((v.level for v in values), default=1.0)
+    levels = [v.level for v in values]
+    level = None if None in levels else min((v for v in levels if v is not None), default=1.0)
     return Value(
         sum(v.value for v in values) + more,
         sum(v.low for v in values) + more,

@@ -112,6 +112,7 @@ def _climb(n: Array, seconds: Array) -> tuple[Steps, Array]:
         guess = values[0] + values[1] * n + (values[2] * np.ceil(n / par) * par if par > 1 else 0.0)
         off = np.abs(guess / seconds - 1.0)
         alpha = float(values[2] / (values[1] + values[2])) if par > 1 else 0.0
-        outcome = Steps(par, round(alpha, 3), round(1.0 - left / max(line, 1e-30), 3), round(float(off.mean()), 4))
+        explained = 1.0 - left / max(line, 1e-30) if par > 1 else 0.0
+        outcome = Steps(par, round(alpha, 3), round(explained, 3), round(float(off.mean()), 4))
         weight = np.sqrt(_NEAR / np.maximum(off, _NEAR))
     return outcome, guess

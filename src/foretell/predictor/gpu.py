@@ -147,7 +147,7 @@ class GpuPredictor:
             value = Value(total, low, high, self.conformal.level)
         else:
             warnings.append(f"the interval of method {method} is not calibrated: a factor of two")
-            value = Value(total, total / 2, total * 2)
+            value = Value(total, total / 2, total * 2, None)
         share = total / busy if busy > 0 else 1.0
         kernels = tuple(
             KernelPrediction(

@@ -546,12 +546,12 @@ class Predictor:
             kernels = _kernels(
                 graph, e.lowered[i], e.kernel_s[part].tolist(), latency, bounds[part], fitted[part].tolist()
             )
-            told: list[Value | None] = [None, None]
+            used: list[Value | None] = [None, None]
             if busy is not None and at and latency > 0:
                 each = busy[part] / np.maximum(e.kernel_s[part], 1e-12)[:, None]
                 kernels = tuple([k._replace(**dict(zip(UTILISATIONS, s, strict=True)))
                                  for k, s in zip(kernels, each.tolist(), strict=True)])  # fmt: skip
-                told = [
+                used = [
                     self._share(metric, total, method)
                     for metric, total in zip(UTILISATIONS, (busy[part].sum(axis=0) / latency).tolist(), strict=True)
                 ]
@@ -597,8 +597,8 @@ class Predictor:
                     parameters=graph.parameters,
                     kernels=kernels,
                     warnings=tuple(warnings),
-                    compute_utilisation=told[0],
-                    memory_utilisation=told[1],
+                    compute_utilisation=used[0],
+                    memory_utilisation=used[1],
                 )
             )
         return out
@@ -621,7 +621,7 @@ class Predictor:
         """The interval is calibrated for the default method; for another, as without calibration, it is a factor of two."""
         conformal = self.conformal_.get(metric) if method == "default" else None
         if conformal is None:
-            return Value(value, value / 2, value * 2, 0.9)
+            return Value(value, value / 2, value * 2, None)
         low, high = conformal.interval(value, scale)
         return Value(value, low, high, conformal.level)
 

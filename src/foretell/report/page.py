@@ -8,6 +8,7 @@ from foretell import units
 from foretell.records import Explanation, Value
 from foretell.report.drawing import COLOURS, class_of, clean, label_of, roofline, timeline
 from foretell.report.explained import change, padding
+from foretell.report.sheets import sureness
 from foretell.version import VERSION
 
 _NODES = 4  # names that are shown at once
@@ -73,7 +74,7 @@ def _interval(value: Value | None, show: str) -> str:
     if value is None:
         return ""
     shown = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_bytes": units.size}[show]
-    return f"{value.level * 100:.0f} %: {shown(value.low)} to {shown(value.high)}"
+    return f"{sureness(value)}: {shown(value.low)} to {shown(value.high)}"
 
 
 def _figures(e: Explanation) -> str:

@@ -10,6 +10,7 @@ from foretell import units
 from foretell.errors import MissingExtraError
 from foretell.records import Explanation
 from foretell.report.drawing import COLOURS, LIMITS, Ranges, class_of, label_of
+from foretell.report.sheets import sureness
 
 _DASHES = ("-", "--", ":", "-.")
 
@@ -36,7 +37,7 @@ def png(e: Explanation, path: Path) -> None:
     v = p.latency_s
     text = (
         f"{p.model} on {p.target}: {units.seconds(v.value)} "
-        f"({v.level * 100:.0f} %: {units.seconds(v.low)} to {units.seconds(v.high)})"
+        f"({sureness(v)}: {units.seconds(v.low)} to {units.seconds(v.high)})"
     )
     clean = "".join(c if c.isprintable() else "?" for c in text)
     figure.suptitle(clean[:120], fontsize=13, fontweight="bold", parse_math=False)

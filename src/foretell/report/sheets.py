@@ -22,12 +22,17 @@ _FORMAT = {"latency_s": units.seconds, "energy_j": units.joules, "peak_memory_by
 )
 
 
+def sureness(value: Value) -> str:
+    """What an interval promises."""
+    return "not calibrated" if value.level is None else f"{value.level * 100:.0f} %"
+
+
 def in_words(metric: str, value: Value | None) -> str:
     """A figure with its interval."""
     if value is None:
         return "-"
     fmt = _FORMAT[metric]
-    return f"{fmt(value.value)}  ({value.level * 100:.0f} %: {fmt(value.low)} to {fmt(value.high)})"
+    return f"{fmt(value.value)}  ({sureness(value)}: {fmt(value.low)} to {fmt(value.high)})"
 
 
 def short(name: str, most: int = _NAME) -> str:
