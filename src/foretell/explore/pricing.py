@@ -17,7 +17,7 @@ from foretell.errors import TargetError, UsageError
 from foretell.explore.frontier import in_order
 from foretell.graph.ir import Graph
 from foretell.models.features import Kernel
-from foretell.predictor.stack import Predictor
+from foretell.predictor.stack import Predictor, free_nodes
 
 Array = np.ndarray[Any, Any]
 
@@ -59,9 +59,7 @@ def node_costs(graph: Graph, predictor: Predictor) -> NodeCosts:
         whole = prediction.energy_j.value if prediction.energy_j is not None else 0.0
         paid_at = [_payer(run, k) for k in predictor.energy_.lower(run).kernels]
         np.add.at(joules, paid_at, [k.share * whole for k in energy.kernels])
-    covered = {n for k in kernels for n in k.nodes}
-    idle = [i for i in range(len(graph.nodes)) if i not in covered and i not in graph.constant_nodes]
-    free = frozenset(i for i in idle if graph.kinds[i].op.traffic != "view" and not _known(graph, i))
+    free = frozenset(free_nodes(graph, kernels))
     barred = frozenset(i for i in free if graph.kinds[i].macs > 0)
     pairs = zip(kernels, prediction.kernels, strict=True)
     guessed = frozenset(n for k, p in pairs if p.source != "fitted" for n in k.nodes)
@@ -78,11 +76,6 @@ def _payer(graph: Graph, kernel: Kernel) -> int:
     if writer is None or (kernel.blocked and readers):
         return readers[0] if readers else 0
     return writer
-
-
-def _known(graph: Graph, i: int) -> bool:
-    """Whether what a node writes is known before the model runs: arithmetic on shapes."""
-    return all(not t or graph.tensors[t].value is not None for t in graph.nodes[i].outputs)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -25,7 +25,7 @@ from foretell.models.accelerators import closed_form
 from foretell.models.block import BlockModel
 from foretell.models.block_features import cut, spread
 from foretell.models.contract import LayerModel
-from foretell.models.features import COLUMN, DOMAIN, Lowered, lower
+from foretell.models.features import COLUMN, DOMAIN, Kernel, Lowered, lower
 from foretell.models.flydel import Flydel
 from foretell.models.gnn import GraphNetwork
 from foretell.models.mapping import MappingModel
@@ -566,6 +566,11 @@ class Predictor:
             unpriced = not at and any(
                 k.op.traffic != "view" for n, k in enumerate(graph.kinds) if n not in graph.constant_nodes
             )
+            free = free_nodes(graph, e.lowered[i].kernels) if at and closed_form(self.target) is not None else []
+            if free:  # elsewhere, what has no kernel is what the runtime eliminates
+                kinds = Counter(graph.nodes[n].op_type for n in free).most_common(6)
+                named = ", ".join(f"{op} ({n})" for op, n in kinds)
+                warnings.append(f"what the target has no price for costs nothing here: {named}")
             if unpriced:
                 warnings.append("the target prices none of this model's operators")
             elif not at:
@@ -680,6 +685,19 @@ def as_energy(m: Measurement) -> Measurement:
     return replace(
         m, latency_s=ticks, process_latency_s=(ticks,), kernels=kernels, energy_j=None, peak_memory_bytes=None
     )
+
+
+def free_nodes(graph: Graph, kernels: Iterable[Kernel]) -> list[int]:
+    """Nodes that compute something and are in none of ``kernels``."""
+    covered = {n for k in kernels for n in k.nodes}
+    return [
+        i
+        for i, kind in enumerate(graph.kinds)
+        if i not in covered
+        and i not in graph.constant_nodes
+        and kind.op.traffic != "view"
+        and any(t and graph.tensors[t].value is None for t in graph.nodes[i].outputs)  # not arithmetic on shapes
+    ]
 
 
 def _joules(value: Value | None) -> Value | None:
