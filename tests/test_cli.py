@@ -257,3 +257,19 @@ def test_a_closed_pipe_is_no_failure():
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert out.stdout.strip().splitlines()[-1] == "0"
     assert "Traceback" not in out.stderr
+
+
+def test_a_sweep_over_a_file_that_cannot_be_read_says_so_by_its_code(tmp_path):
+    run("sweep", "zoo:alexnet", str(tmp_path / "missing.onnx"), "--format", "json", code=3)
+
+
+def test_percentages_may_have_their_sign_and_must_be_numbers():
+    run("build", "--target", "fake", "--until-error", "5%", "--dry-run")
+    for bad in ("nan", "0", "x%", "101"):
+        run("build", "--target", "fake", "--until-error", bad, "--dry-run", code=2)
+
+
+def test_an_interval_that_is_not_calibrated_says_so():
+    out = json.loads(run("predict", "zoo:alexnet", "--method", "flydel", "--format", "json").stdout)
+    assert out["latency_s"]["level"] is None
+    assert "not calibrated" in run("predict", "zoo:alexnet", "--method", "flydel").stdout

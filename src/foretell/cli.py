@@ -330,8 +330,7 @@ def sweep(
             pareto=wanted, report=tell,
         )  # fmt: skip
     tables.show(*explored.points([p for p in points if p.pareto or not front], pareto), form)
-    told = {p.model for p in points if p.prediction is not None}
-    if any(p.model not in told for p in points):
+    if not all(p.readable for p in points):
         sys.exit(ModelError.exit_code)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from foretell import api
-from foretell.errors import ForetellError, ShapeError, UsageError
+from foretell.errors import ForetellError, FormatError, ShapeError, UsageError
 from foretell.explore.width import scale_width
 from foretell.graph.ir import Graph, Shape
 from foretell.predictor.stack import Predictor
@@ -36,11 +36,13 @@ class Point:
     width: float | None
     prediction: Prediction | None
     error: str = ""
+    readable: bool = True  # False where it is the file that cannot be read, whatever is asked of it
     pareto: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """An object of ``foretell sweep --format json``; kernels are left out."""
         out = asdict(self)
+        del out["readable"]
         if self.prediction is not None:
             out["prediction"] = self.prediction.to_dict()
             del out["prediction"]["kernels"]
@@ -128,7 +130,9 @@ def sweep(
             found = dict(zip(graphs, predictor.predict_many(list(graphs.values())), strict=True))
             for width in widths or (None,):
                 p = found.get(width)
-                points.append(Point(title, name, batch, size, width, p, "" if p else str(errors[width])))
+                why = errors.get(width)
+                readable = not isinstance(why, FormatError)
+                points.append(Point(title, name, batch, size, width, p, "" if p else str(why), readable=readable))
         if report is not None:
             report((done + 1) / len(shares))
     if problems and not any(p.prediction for p in points):

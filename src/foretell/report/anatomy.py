@@ -185,7 +185,9 @@ def _steps(predictor: Predictor, top: int) -> tuple[list[Sheet], Any]:
             "steps": [{"dimension": d, "par": par, "alpha": alpha} for d, par, alpha in r.steps],
         }  # fmt: skip
     shown, notes = _cut(rows, top)
-    head = f"{predictor.target.name}: rates and steps by layer type, as the method refined_roofline was fitted"
-    notes = (*notes, "steps that fit best, which need not be the device's: foretell probe --steps reads those off its times")
+    head = (
+        f"{predictor.target.name}: rates and steps by layer type with which the method refined_roofline fits best; the "
+        "device's own are read off its times by foretell probe --steps"
+    )
     titles = ("layer type", "operations/s", "bytes/s", "overhead", "steps")
     return [Sheet(titles, shown, head, notes, (1, 2, 3))], data
