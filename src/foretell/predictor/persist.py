@@ -31,11 +31,13 @@ from foretell.models.memory import MemoryModel
 from foretell.models.network import Conformal, NetworkModel
 from foretell.models.recalibration import Recalibration
 from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
+from foretell.predictor.transferred import Transferred
 from foretell.records import Target
 
 FORMAT = "foretell-predictor/1"
 MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
 _ENERGY = "energy/"  # before the names of the arrays of the predictor for energy
+_TRANSFER = "transfer/"  # before those of what was learned from few measurements
 MAX_BYTES = 256 * 2**20
 Array = np.ndarray[Any, Any]
 
@@ -46,14 +48,20 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
     Raises:
         PredictorError: the predictor is not fitted, or the folder holds something else.
     """
+    if not predictor.layers_ and predictor.memory_ is None and predictor.transfer_ is None:
+        raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
+    manifest, arrays = _state(predictor)
+    write_folder(Path(path), {**manifest, "format": FORMAT}, arrays)
+
+
+def write_folder(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a manifest and arrays as a folder that :func:`read_folder` reads; all of it or nothing.
+
+    Raises PredictorError if the folder holds something else or cannot be written.
+    """
     from safetensors.numpy import save as to_bytes
 
-    if not predictor.layers_ and predictor.memory_ is None:
-        raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
-    folder = Path(path)
     check_folder(folder)
-    manifest, arrays = _state(predictor)
-    manifest["format"] = FORMAT
     files = {
         MANIFEST: (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
         MODEL: to_bytes({k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}),
@@ -92,6 +100,10 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     if predictor.energy_ is not None:
         energy, more = _state(predictor.energy_)
         arrays.update({f"{_ENERGY}{k}": v for k, v in more.items()})
+    transfer = None
+    if predictor.transfer_ is not None:
+        transfer, more = predictor.transfer_.state()
+        arrays.update({f"{_TRANSFER}{k}": v for k, v in more.items()})
     manifest = {
         "target": asdict(predictor.target),
         "features": list(NAMES),
@@ -103,6 +115,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "blocks": blocks,
         "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
         "energy": energy,
+        "transfer": transfer,
         "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
         "domain": sorted(predictor.domain_),
         "unit": predictor.unit_.to_dict() if predictor.unit_ is not None else None,
@@ -135,21 +148,24 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         PredictorError: a file is missing, changed, malformed or out of range; the message names the field.
     """
     folder = Path(path)
+    manifest, arrays = read_folder(folder, FORMAT)
+    try:
+        return _restore(manifest, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
+
+
+def read_folder(folder: Path, form: str) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Manifest and arrays of a folder in the format ``form``. Raises PredictorError if it is corrupt or another's."""
     manifest_bytes, model_bytes = _read(folder)
     try:
         manifest = json.loads(manifest_bytes)
     except (ValueError, RecursionError):
         raise PredictorError("is not JSON", where=f"{folder.name}/{MANIFEST}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != form:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise PredictorError(
-            f"has format {found!r}, this foretell reads {FORMAT!r}", where=MANIFEST, try_="a newer foretell"
-        )
-    arrays = _arrays(model_bytes)
-    try:
-        return _restore(manifest, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
+        raise PredictorError(f"has format {found!r}, this foretell reads {form!r}", where=MANIFEST, try_="a newer foretell")
+    return manifest, _arrays(model_bytes)
 
 
 def _read(folder: Path) -> tuple[bytes, bytes]:
@@ -233,6 +249,10 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
             raise PredictorError("holds another predictor for energy", where="energy")
         part = {k.removeprefix(_ENERGY): v for k, v in arrays.items() if k.startswith(_ENERGY)}
         energy = _restore(manifest["energy"], part, nested=True)
+    transfer = None
+    if manifest.get("transfer") is not None:  # absent from predictors of older versions
+        part = {k.removeprefix(_TRANSFER): v for k, v in arrays.items() if k.startswith(_TRANSFER)}
+        transfer = Transferred.restore(manifest["transfer"], part)
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -246,6 +266,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         memory_=None if memory is None else MemoryModel.restore(memory),
         of_energy=nested,
         energy_=energy,
+        transfer_=transfer,
         conformal_=conformal,
         domain_=domain,
         unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),

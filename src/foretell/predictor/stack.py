@@ -37,6 +37,7 @@ from foretell.models.roofline import RefinedRoofline, Roofline
 from foretell.models.statistical import Mixed, Statistical, trusting
 from foretell.models.table import Table, anchored_s, lower_measured, stack
 from foretell.predictor.evaluate import Score, score
+from foretell.predictor.transferred import Transferred
 from foretell.records import KernelPrediction, Measurement, Prediction, Target, Value
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +72,7 @@ class Predictor:
     memory_: MemoryModel | PlannedMemory | NpuMemory | None = None
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
+    transfer_: Transferred | None = None  # what few measurements of whole networks taught, in place of all the others
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
     unit_: Recalibration | None = None  # what tells the user's unit from the one that was measured
@@ -294,6 +296,8 @@ class Predictor:
     @property
     def methods(self) -> tuple[str, ...]:
         """What :meth:`predict` can be asked for; a predictor written before there were block models has none."""
+        if self.transfer_ is not None:
+            return METHODS[:1]
         return tuple(m for m in METHODS if m != "block" or self.blocks_ is not None)
 
     def lower(self, graph: Graph) -> Lowered:
@@ -414,6 +418,9 @@ class Predictor:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
         if not graphs:
             return np.zeros(0)
+        if self.transfer_ is not None:
+            self._only_default(method)
+            return self.transfer_.values([self.as_run(g) for g in graphs])[0]
         if not self.layers_:
             raise UsageError(f"{self.target.name} has no latency", try_="predict, for its memory")
         with held():
@@ -428,6 +435,10 @@ class Predictor:
         with held():
             return self._predict_many(graphs, method) if graphs else []
 
+    def _only_default(self, method: str) -> None:
+        if method != "default":
+            raise UsageError(f"{self.target.name} was learned from whole networks", try_="--method default")
+
     def _only_memory(self, graph: Graph) -> Prediction:
         """The prediction of a target whose tool tells no times."""
         lowered = self.lower(graph)
@@ -440,6 +451,9 @@ class Predictor:
         graphs = [self.as_run(g) for g in graphs]
         if method not in METHODS:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
+        if self.transfer_ is not None:
+            self._only_default(method)
+            return self.transfer_.predictions(graphs, self.target.name)
         if not self.layers_:
             if method == "block":
                 raise UsageError(f"{self.target.name} has no block models", try_="--method default")
