@@ -76,6 +76,18 @@ def test_evidence_finds_the_group_that_matters():
     assert f.sigma == pytest.approx(0.1, rel=0.2)
 
 
+def test_few_rows_and_many_are_the_same_regression():
+    rng = np.random.default_rng(3)
+    z, groups = rng.normal(size=(30, 6)), np.array([0, 0, 0, 1, 1, 1])
+    t, weight = z[:, 0] + 0.1 * rng.normal(size=30), rng.uniform(0.5, 2, 30)
+    many, few = gaussian._Moments.of(z, t, weight), gaussian._Dual.of(z, t, weight, groups)
+    points = [np.array([a, b, c]) for a, b, c in ((0, 0, -2), (-3, 1, -4), (1, -6, 0))]
+    for p in points:
+        assert many.solve(p, groups)[0] == pytest.approx(few.solve(p, groups)[0], rel=1e-6, abs=1e-9)
+    gaps = [many.loss(p, groups) - few.loss(p, groups) for p in points]
+    assert gaps == pytest.approx([gaps[0]] * 3, abs=1e-6)
+
+
 def test_design_prefers_what_tells_more_and_what_is_cheap():
     z = np.array([[0.0, 0.1], [3.0, 0.0], [0.0, 3.0], [3.0, 0.1]])
     every = np.arange(4)

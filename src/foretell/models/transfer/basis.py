@@ -32,7 +32,7 @@ _MACS_S, _BYTES_S, _NODE_S = 20e9, 10e9, 5e-6
 _CLASSES = ("pointwise", "dense", "depthwise", "grouped", "matrix", "vector", "activations", "other", "rest")
 _OCTAVES = 9  # of the elements of a map's plane, in factors of four: 1, up to 4, up to 16, ...
 _EACH = 3  # multiply-accumulates, bytes, nodes
-_MOST_KINDS = 500
+_MOST_KINDS = 300
 _LEAST_GRAPHS = 3  # a kind that fewer known networks have teaches nothing of others
 _KEY = 16  # hexadecimal digits of a kind's name
 

@@ -43,8 +43,9 @@ class Fit:
     heard: Array  # (n,) weights of the rows
 
 
-def fit(z: Array, of_group: Array, u: Array, heard: Array | None = None) -> Fit:
-    """Fit ``u`` (n,) on ``z`` (n, q), columns of group ``of_group`` (q,), theta and noise by evidence.
+def fit(z: Array, of_group: Array, u: Array, heard: Array | None = None, rows: int = 1500) -> Fit:
+    """Fit ``u`` (n,) on ``z`` (n, q), columns of group ``of_group`` (q,), theta and noise by the evidence of every so many
+    rows that about ``rows`` are looked at.
 
     Rows far from the fit weigh less (Student-t by reweighting, Lange et al. 1989), for public measurements hold runs that
     something else disturbed; how much less may be given, ``heard`` (n,).
@@ -57,10 +58,12 @@ def fit(z: Array, of_group: Array, u: Array, heard: Array | None = None) -> Fit:
     at = np.append(np.full(groups, -1.0), -2.0)
     weight = np.ones(n) if heard is None else heard
     out = Fit(np.zeros(z.shape[1]), middle, Setting((LEAST,) * groups, 1.0), spread, 0.0, weight)
+    every = max(1, n // rows)
     for _ in range(2 if heard is None else 1):
-        moments = _Moments.of(z, t, weight)
-        at = _descend(moments, of_group, at)
-        beta, c = moments.solve(at, of_group)
+        part = (z[::every], t[::every], weight[::every])
+        small: _Moments | _Dual = _Moments.of(*part) if len(part[0]) > z.shape[1] else _Dual.of(*part, of_group)
+        at = _descend(small, of_group, at)
+        beta, c = (_Moments.of(z, t, weight) if n > z.shape[1] else _Dual.of(z, t, weight, of_group)).solve(at, of_group)
         left = t - z @ beta - c
         sigma = _mad(left) + 1e-6
         out = Fit(
@@ -120,7 +123,46 @@ class _Moments:
         return beta, float((self.total - self.sums @ beta) / self.weight)
 
 
-def _descend(moments: _Moments, of_group: Array, start: Array) -> Array:
+@dataclass(frozen=True)
+class _Dual:
+    """The same from inner products of rows, for fewer rows than columns: ``grams`` (groups, n, n)."""
+
+    z: Array
+    t: Array
+    weight: Array
+    grams: Array
+
+    @classmethod
+    def of(cls, z: Array, t: Array, weight: Array, of_group: Array) -> _Dual:
+        groups = range(int(of_group.max()) + 1)
+        return cls(z, t, weight, np.stack([z[:, of_group == g] @ z[:, of_group == g].T for g in groups]))
+
+    def _covariance(self, p: Array) -> Array:
+        out: Array = np.tensordot(np.exp(p[:-1]), self.grams, 1)
+        out[np.diag_indices_from(out)] += np.exp(p[-1]) / self.weight
+        return out
+
+    def loss(self, p: Array, of_group: Array) -> float:
+        n = len(self.t)
+        a = np.empty((n + 2, n + 2))
+        a[:n, :n] = self._covariance(p)
+        a[n, :n], a[n + 1, :n] = self.t, 1.0
+        a[:n, n:] = a[n:, :n].T
+        a[n:, n:] = np.diag([1.0, 1.0]) * 1e12  # large: only the rows before matter
+        low = np.linalg.cholesky(a)
+        v, ones = low[n, :n], low[n + 1, :n]
+        total = ones @ ones
+        return float(0.5 * (v @ v - (v @ ones) ** 2 / total) + np.log(np.diag(low)[:n]).sum() + 0.5 * np.log(total))
+
+    def solve(self, p: Array, of_group: Array) -> tuple[Array, float]:
+        cov = self._covariance(p)
+        a = np.linalg.solve(cov, np.column_stack([self.t, np.ones(len(self.t))]))
+        c = float(a[:, 0].sum() / a[:, 1].sum())
+        beta: Array = np.exp(p[:-1])[of_group] * (self.z.T @ (a[:, 0] - c * a[:, 1]))
+        return beta, c
+
+
+def _descend(moments: _Moments | _Dual, of_group: Array, start: Array) -> Array:
     """Coordinate descent with shrinking steps: a dozen smooth parameters, a few dozen evaluations."""
     p, best, step = start.copy(), moments.loss(start, of_group), 1.5
     while step > 0.3:
@@ -204,47 +246,56 @@ def adapt(
     state = _condition(prior, noise, t)
     penalty = np.zeros(len(noise))
     odds = float(np.log(outlier_share / (1 - outlier_share))) if outlier_share > 0 else -np.inf
-    for _ in range(n // 5 if outlier_share > 0 else 0):
+    at_once = max(1, n // 20)
+    for _ in range(n // (5 * at_once) if outlier_share > 0 else 0):
         d = np.einsum("cnn->cn", state.precision)
         left, var = state.alpha / d, state.amp[:, None] / d
         wide = var + state.amp[:, None] * plain * _WIDER
         gain = odds - 0.5 * np.log(wide / var) - 0.5 * left**2 / wide + 0.5 * left**2 / var
         gain = np.where(out | (left < 0), -np.inf, gain)
-        worst = gain.argmax(axis=1)
-        hit = np.flatnonzero(gain[np.arange(len(gain)), worst] > 0)
+        worst = gain >= np.maximum(np.sort(gain, axis=1)[:, -at_once, None], 1e-9)
+        hit = np.flatnonzero(worst.any(axis=1))
         if not len(hit):
             break
-        out[hit, worst[hit]] = True
-        noise[hit, worst[hit]] *= _WIDER
-        penalty[hit] += odds
-        state = _condition(prior, noise, t)
+        out |= worst
+        noise[worst] *= _WIDER
+        penalty += odds * worst.sum(axis=1)
+        state.put(hit, _condition(prior[hit], noise[hit], t))
     p = np.exp(state.evidence + penalty - (state.evidence + penalty).max())
     p /= p.sum()
     p[p < _NEGLIGIBLE] = 0.0
     p /= p.sum()
-    q = z.shape[1]
-    mean, second = np.zeros(q + 1), np.zeros((q + 1, q + 1))
-    left_noise = np.zeros(kinds)
-    for c in np.flatnonzero(p).tolist():
-        v = np.exp(theta[c // kinds])[of_group]
-        zv = z * v
-        m = np.append(zv.T @ state.alpha[c], state.offset[c])
-        # Weights and offset given the figures; the offset's own variance is 1 / sum of the inverse.
-        inv = state.inverse[c]
-        ones = inv.sum(axis=1)
-        total = ones.sum()
-        cov = np.empty((q + 1, q + 1))
-        cov[:q, :q] = np.diag(v) - zv.T @ state.precision[c] @ zv
-        cov[:q, q] = cov[q, :q] = -(zv.T @ ones) / total
-        cov[q, q] = 1.0 / total
-        mean += p[c] * m
-        second += p[c] * (state.amp[c] * cov + np.outer(m, m))
-        left_noise[c % kinds] += p[c] * state.amp[c] * settings[c // kinds].s2
-    covariance = second - np.outer(mean, mean)
-    mean = mean * spread
-    mean[q] += middle
+    alike, which = np.unique(theta, axis=0, return_inverse=True)
+    posterior = _moments_of(z, np.exp(alike)[:, of_group], p, np.repeat(which, kinds), state)
+    mean, covariance = posterior[0] * spread, posterior[1] * spread**2
+    mean[-1] += middle
+    s2 = np.repeat([s.s2 for s in settings], kinds)
+    left_noise = np.array([(p * state.amp * s2)[k::kinds].sum() for k in range(kinds)])
     disturbed = (p[:, None] * out).sum(axis=0) > 0.5
-    return Posterior(mean, covariance * spread**2, left_noise * spread**2, tuple(np.flatnonzero(disturbed).tolist()))
+    return Posterior(mean, covariance, left_noise * spread**2, tuple(np.flatnonzero(disturbed).tolist()))
+
+
+def _moments_of(z: Array, v: Array, p: Array, which: Array, state: _State) -> tuple[Array, Array]:
+    """Mean and covariance of weights and offset over the mixture of weights ``p`` (c,), whose prior variances are the row
+    ``which`` (c,) of ``v``. Hypotheses of one row share what is large."""
+    q = z.shape[1]
+    means = np.zeros((len(p), q + 1))
+    second = np.zeros((q + 1, q + 1))
+    for k in np.unique(which[p > 0]).tolist():
+        of = np.flatnonzero((which == k) & (p > 0))
+        zv = z * v[k]
+        means[of, :q], means[of, q] = state.alpha[of] @ zv, state.offset[of]
+        share = p[of] * state.amp[of]
+        ones = state.inverse[of].sum(axis=2)
+        total = ones.sum(axis=1)
+        second[:q, :q] += np.diag(v[k] * share.sum()) - zv.T @ np.tensordot(share, state.precision[of], 1) @ zv
+        # Weights and offset given the figures; the offset's own variance is 1 / sum of the inverse.
+        second[:q, q] -= zv.T @ ((share / total) @ ones)
+        second[q, q] += (share / total).sum()
+    second[q, :q] = second[:q, q]
+    mean = p @ means
+    away = means - mean
+    return mean, second + (away * p[:, None]).T @ away
 
 
 @dataclass(frozen=True)
@@ -258,6 +309,11 @@ class _State:
     offset: Array
     evidence: Array
     amp: Array
+
+    def put(self, at: Array, other: _State) -> None:
+        """Replace the hypotheses ``at`` by those of ``other``."""
+        for name in ("inverse", "precision", "alpha", "offset", "evidence", "amp"):
+            getattr(self, name)[at] = getattr(other, name)
 
 
 def _condition(prior: Array, noise: Array, t: Array) -> _State:

@@ -34,7 +34,6 @@ _KNOWN, _OVERHEAD = "known", "overhead"
 _SIBLINGS = 0.97  # correlation from which two devices count as the same kind
 _LEVELS = (0.0003, 0.003, 0.03, 0.1, 0.3, 1.0)  # noise variances that are tried with every setting
 _ALIKE = 0.7  # spread of log sizes below which networks count as alike: then figures are taken as they are
-_ROWS = 1500  # of a known device, from which its settings are learned
 _LEVEL = 0.9  # of intervals
 _CAUTION = 0.75  # of known devices for which the width suffices: a new one may be stranger than most
 SIZES = (5, 10, 20, 50, 100)  # numbers of measurements for which intervals are calibrated
@@ -101,8 +100,14 @@ class TransferModel:
 
     # Learning from known devices
 
-    def fit(self, table: Table, sources: Mapping[str, Source], *, seed: int = 0) -> Self:
+    def fit(
+        self, table: Table, sources: Mapping[str, Source], *, seed: int = 0, rows: int = 1500, explained: int = 999
+    ) -> Self:
         """Learn from ``sources``, devices by name, whose rows are those of ``table`` (group to (networks, columns)).
+
+        Args:
+            rows: of a device, from which settings are learned.
+            explained: of how many devices, spread over all, settings are learned.
 
         Raises:
             UsageError: the table has no group ``work`` or a figure is not positive.
@@ -118,7 +123,7 @@ class TransferModel:
         self._fit_scales(table, used)
         own, reference = self._own(table)
         u = {name: s.values / reference[s.rows] for name, s in sources.items()}
-        told = [fit(own[s.rows], self._groups(False), u[name]) for name, s in sources.items()]
+        told = [fit(own[s.rows], self._groups(False), u[name], rows=rows) for name, s in sources.items()]
         self.known_ = np.stack([np.append(f.weights, f.offset) for f in told])
         each = own[used] @ self.known_[:, :-1].T + self.known_[:, -1]
         mean = each.mean(axis=0)
@@ -126,10 +131,10 @@ class TransferModel:
         each = each / mean
         self.known_scale_ = np.stack([each.mean(axis=0), np.maximum(each.std(axis=0), 1e-9)])
         alike = np.corrcoef((each * reference[used, None]).T) if len(sources) > 1 else np.ones((1, 1))
-        parts = {n: _some(s.rows, u[n], f.heard, rng) for (n, s), f in zip(sources.items(), told, strict=True)}
+        parts = {n: _some(s.rows, u[n], f.heard, rows, rng) for (n, s), f in zip(sources.items(), told, strict=True)}
         settings = [
             self._explained(own, parts[name], others)
-            for d, name in enumerate(sources)
+            for d, name in list(enumerate(sources))[:: max(1, len(sources) // explained)]
             for others in self._others(d, alike)
         ]
         self.outliers_ = float(np.clip(np.mean([f.outliers for f in told]), 0.005, 0.1))
@@ -141,12 +146,16 @@ class TransferModel:
         """Rates of a typical device: of all figures, each device at its own scale."""
         work = np.asarray(table[WORK], float)
         self.rates_ = 1.0 / np.maximum(work.mean(axis=0), 1e-12) * (work.max(axis=0) > 0)
+        at = np.concatenate([s.rows for s in sources.values()])
         for _ in range(3):
             plain = work @ self.rates_
-            q = np.concatenate([work[s.rows] for s in sources.values()])
             y = np.concatenate([s.values / np.median(s.values / plain[s.rows]) for s in sources.values()])
-            every = max(1, len(y) // 20_000)
-            self.rates_ = nonnegative_rates(q[::every], y[::every])
+            # The middle device of each network: what one of them folds away to nothing is no rate of others.
+            order = np.lexsort((y, at))
+            rows, first, count = np.unique(at[order], return_index=True, return_counts=True)
+            typical = y[order][first + count // 2]
+            every = max(1, len(rows) // 20_000)
+            self.rates_ = nonnegative_rates(work[rows[::every]], typical[::every])
             if not self.rates_.any():
                 raise FitError("nothing in the group work explains the figures", where=WORK)
 
@@ -201,7 +210,7 @@ class TransferModel:
                     np.zeros(size), self.outliers_,
                 )  # fmt: skip
                 a = np.column_stack([z[rest], np.ones(len(rest))])
-                sd = np.sqrt(np.einsum("ij,jk,ik->i", a, p.covariance, a) + p.noise[0])
+                sd = np.sqrt(((a @ p.covariance) * a).sum(axis=1) + p.noise[0])
                 scores.append(np.quantile(np.abs(part.u[rest] - a @ p.mean) / sd, _LEVEL))
             factors.append(float(np.clip(np.quantile(scores, _CAUTION), 1.0, 6.0)) if scores else 2.0)
         return tuple(factors)
@@ -305,7 +314,7 @@ class TransferModel:
         p = adapted.posterior
         u = a @ p.mean
         noise = p.noise @ self._noises(table, reference)
-        variance = np.maximum(np.einsum("ij,jk,ik->i", a, p.covariance, a), 0.0) + noise
+        variance = np.maximum(((a @ p.covariance) * a).sum(axis=1), 0.0) + noise
         half = adapted.widen * np.sqrt(variance)
         # Rates are positive: what extrapolation brings below a fiftieth of the typical is not believed.
         u = np.maximum(u, _LEAST_SHARE)
@@ -318,8 +327,8 @@ def _with_levels(settings: Sequence[Setting]) -> list[Setting]:
     return [Setting(t, s2) for t in thetas for s2 in _LEVELS]
 
 
-def _some(rows: Array, u: Array, heard: Array, rng: Any) -> _Part:
-    at = np.sort(rng.permutation(len(rows))[:_ROWS])
+def _some(rows: Array, u: Array, heard: Array, count: int, rng: Any) -> _Part:
+    at = np.sort(rng.permutation(len(rows))[:count])
     return _Part(rows[at], u[at], heard[at])
 
 
