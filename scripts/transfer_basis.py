@@ -1,6 +1,6 @@
 """Fit what known devices teach about new ones to the catalogue of public measurements, and save it where it ships.
 
-    python scripts/transfer_basis.py src/foretell/transfer [--networks 400]
+    python scripts/transfer_basis.py src/foretell/catalogue/transfer [--networks 400]
 
 The rows themselves do not go into the basis: for each device, weights of a few hundred features, and hypotheses.
 """

@@ -82,7 +82,7 @@ def test_a_damaged_predictor_is_refused(tmp_path, phone):
     with pytest.raises(PredictorError, match="covariance"):
         Transferred.restore(data, {**arrays, key: arrays[key][:-1]})
     with pytest.raises(PredictorError, match="format"):
-        persist.read_folder(Path(str(transfer_build.__file__)).parent / "transfer", persist.FORMAT)
+        persist.read_folder(Path(str(transfer_build.__file__)).parent / "catalogue" / "transfer", persist.FORMAT)
 
 
 def test_chosen_runs_of_a_backend_become_a_predictor(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def load_basis(path: str = "") -> Basis:
     """Read a basis; by default the one that ships. Raises PredictorError if it is corrupt."""
     from foretell.predictor.persist import read_folder
 
-    folder = Path(path) if path else Path(str(resources.files("foretell") / "transfer"))
+    folder = Path(path) if path else Path(str(resources.files("foretell") / "catalogue" / "transfer"))
     data, arrays = read_folder(folder, BASIS_FORMAT)
     return Basis.restore(data, arrays)
 
