@@ -77,7 +77,8 @@ def fitted(space: Space, features: dict[str, Array], known: list[str], seed: int
     """What the known devices teach, from as many networks as HELP's had."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(space.codes))[: KNOWN_NETWORKS[space.name]])
-    return TransferModel(plain=spaces.PLAIN + PLAIN).fit(
+    plain = tuple(f"{g}{end}" for g in PLAIN for end in ("", "_pruned")) if "kinds" in features else spaces.PLAIN
+    return TransferModel(plain=plain).fit(
         features, {d: Source(rows, np.maximum(space.values[d][rows], 1e-6)) for d in known}
     )
 

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 _STAGES = ((16, 32), (32, 16), (64, 8))
-PLAIN = ("edges", "edges_converted", "blocks", "kinds", "kinds_pruned")
+PLAIN = ("edges", "edges_converted", "blocks")
 
 # (kernel, expansion, groups) of FBNet's candidates, None skips.
 _CANDIDATES = ((3, 1, 1), (3, 1, 2), (3, 3, 1), (3, 6, 1), (5, 1, 1), (5, 1, 2), (5, 3, 1), (5, 6, 1), None)

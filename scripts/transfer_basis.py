@@ -1,6 +1,6 @@
 """Fit what known devices teach about new ones to the catalogue of public measurements, and save it where it ships.
 
-    python scripts/transfer_basis.py src/foretell/catalogue/transfer [--networks 400]
+    python scripts/transfer_basis.py src/foretell/catalogue/transfer [--networks 150]
 
 The rows themselves do not go into the basis: for each device, weights of a few hundred features, and hypotheses.
 """
@@ -24,15 +24,15 @@ CONVERTED = ("pixel3", "raspi4")  # of HELP: networks went through a converter, 
 LEAST_ROWS = 20
 # Source and family, the share of --networks that it gives, and the most devices (spread over those that there are).
 PARTS = (
-    ("help", "nasbench201", 1.0, 99), ("help", "fbnet", 1.0, 99), ("help", "ofa", 1.0, 99), ("nn_meter", "nasbench201", 1.0, 99),
-    ("accel_nasbench", "", 1.0, 99), ("hw_gpt_bench", "", 0.5, 99), ("ncnn", "", 1.0, 16), ("qed_usc", "", 1.0, 24),
+    ("help", "nasbench201", 1.0, 12), ("help", "fbnet", 1.0, 12), ("help", "ofa", 1.0, 12), ("nn_meter", "nasbench201", 1.0, 12),
+    ("accel_nasbench", "", 1.0, 12), ("hw_gpt_bench", "", 0.5, 12), ("ncnn", "", 1.0, 16), ("qed_usc", "", 1.0, 16),
 )  # fmt: skip
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("output", type=Path)
-    arguments.add_argument("--networks", type=int, default=400, help="of each part; the same for all its devices")
+    arguments.add_argument("--networks", type=int, default=150, help="of each part; the same for all its devices")
     a = arguments.parse_args()
     rng = np.random.default_rng(0)
     graphs: list[Graph] = []
@@ -79,7 +79,7 @@ def main() -> None:
         for name, pairs in found.items() if len(pairs) >= LEAST_ROWS
     }  # fmt: skip
     print(f"fitting {len(sources)} devices, {[(k, v.shape) for k, v in table.items()]}", flush=True)
-    model = TransferModel(plain=PLAIN).fit(table, sources, rows=300, explained=30)
+    model = TransferModel(plain=PLAIN).fit(table, sources, rows=200, explained=30)
     card = {
         "created": datetime.now(UTC).strftime("%Y-%m-%d"), "sources": used, "networks": len(graphs),
         "rows": int(sum(len(s.rows) for s in sources.values())),

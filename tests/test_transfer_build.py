@@ -55,7 +55,7 @@ def test_a_file_of_measurements_becomes_a_predictor(tmp_path, phone, monkeypatch
     predictor = api.load("my-phone")
     graphs, ms = phone
     got = predictor.predict_many(graphs[12:])
-    assert (spearman(np.array([p.latency_s.value for p in got]), ms[12:]) or 0) > 0.9
+    assert (spearman(np.array([p.latency_s.value for p in got]), ms[12:]) or 0) > 0.85
     assert np.median(np.abs(np.array([1e3 * p.latency_s.value for p in got]) / ms[12:] - 1)) < 0.08
     assert np.median([p.energy_j.value / p.latency_s.value for p in got]) == pytest.approx(3.0, rel=0.02)
     assert all(p.peak_memory_bytes is None and p.kernels == () for p in got)

@@ -100,7 +100,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     if predictor.energy_ is not None:
         energy, more = _state(predictor.energy_)
         arrays.update({f"{_ENERGY}{k}": v for k, v in more.items()})
-    transfer = None
+    transfer = None  # most predictors, and those of older versions, have none
     if predictor.transfer_ is not None:
         transfer, more = predictor.transfer_.state()
         arrays.update({f"{_TRANSFER}{k}": v for k, v in more.items()})
@@ -115,7 +115,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "blocks": blocks,
         "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
         "energy": energy,
-        "transfer": transfer,
+        **({} if transfer is None else {"transfer": transfer}),
         "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
         "domain": sorted(predictor.domain_),
         "unit": predictor.unit_.to_dict() if predictor.unit_ is not None else None,
@@ -250,7 +250,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         part = {k.removeprefix(_ENERGY): v for k, v in arrays.items() if k.startswith(_ENERGY)}
         energy = _restore(manifest["energy"], part, nested=True)
     transfer = None
-    if manifest.get("transfer") is not None:  # absent from predictors of older versions
+    if "transfer" in manifest:
         part = {k.removeprefix(_TRANSFER): v for k, v in arrays.items() if k.startswith(_TRANSFER)}
         transfer = Transferred.restore(manifest["transfer"], part)
     card = manifest["card"]

@@ -2,10 +2,11 @@
 
 - ``work``: totals, as the block models count them (:data:`foretell.models.block_features.QUANTITIES`);
 - ``stages``: multiply-accumulates, bytes and nodes by the class of a node and the size of the map it writes;
-- ``kinds``: nominal seconds of each kind of node (op type, attributes, shapes) that the known networks share: a cost
-  table, as search spaces of blocks have one.
+- ``kinds``: each kind of node (op type, attributes, shapes) that the known networks share: a cost table, as search
+  spaces of blocks have one.
 
-Any graph has these. A kind that the vocabulary lacks counts in the first two groups alone.
+All are seconds of a nominal device, so that divided by a reference they are shares of the time: bounded for any graph,
+however unlike the known ones. A kind that the vocabulary lacks counts in the first two groups alone.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ from foretell.models.features import main_columns
 
 Array = np.ndarray[Any, Any]
 
-# What stands for any device where kinds of nodes are weighed against each other: a slow core. Only ratios matter.
-_MACS_S, _BYTES_S, _NODE_S = 20e9, 10e9, 5e-6
+# A nominal device, a slow core: only ratios matter.
+_MACS_S, _LANES_S, _BYTES_S, _NODE_S = 20e9, 4e9, 10e9, 5e-6
+_UNITS = np.array([
+    1 / _LANES_S if q in ("macs_depthwise", "padded_lanes") else 1 / _MACS_S if q.startswith(("macs", "work", "padded"))
+    else _NODE_S if q in ("nodes", "products", "one") else 1 / _BYTES_S
+    for q in QUANTITIES
+])  # fmt: skip
 _CLASSES = ("pointwise", "dense", "depthwise", "grouped", "matrix", "vector", "activations", "other", "rest")
 _OCTAVES = 9  # of the elements of a map's plane, in factors of four: 1, up to 4, up to 16, ...
 _EACH = 3  # multiply-accumulates, bytes, nodes
@@ -63,7 +69,7 @@ class Vocabulary:
         stages = np.zeros((len(graphs), len(_CLASSES) * _OCTAVES * _EACH))
         kinds = np.zeros((len(graphs), len(self.kinds)))
         for i, g in enumerate(graphs):
-            work[i] = cut(g).quantities.sum(axis=0)
+            work[i] = cut(g).quantities.sum(axis=0) * _UNITS
             for kind in g.kinds:
                 if not _runs(kind):
                     continue
@@ -99,7 +105,7 @@ class Vocabulary:
         return cls(kinds, stages)
 
 
-PLAIN = ("kinds",)  # the group whose columns are in one unit already
+PLAIN = ("work", "stages", "kinds")  # all in one unit
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,10 @@ class _Told:
     key: str
     stage: int
     amounts: Array
-    nominal_s: float
+
+    @property
+    def nominal_s(self) -> float:
+        return float(self.amounts.sum())
 
 
 def _runs(kind: NodeKind) -> bool:
@@ -128,8 +137,8 @@ def _told(kind: NodeKind) -> _Told:
         plane = math.prod(shape[2:]) if len(shape) > 2 else math.prod(shape[:-1])
         octave = min(max(0, math.ceil(math.log(max(plane, 1), 4))), _OCTAVES - 1)
         known = kind.memo["transfer"] = _Told(
-            _name(kind), _CLASSES.index(name) * _OCTAVES + octave, np.array([macs, float(moved), 1.0]),
-            macs / _MACS_S + moved / _BYTES_S + _NODE_S,
+            _name(kind), _CLASSES.index(name) * _OCTAVES + octave,
+            np.array([macs / (_LANES_S if name == "depthwise" else _MACS_S), moved / _BYTES_S, _NODE_S]),
         )  # fmt: skip
     return known
 

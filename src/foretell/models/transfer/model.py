@@ -34,6 +34,7 @@ _KNOWN, _OVERHEAD = "known", "overhead"
 _SIBLINGS = 0.97  # correlation from which two devices count as the same kind
 _LEVELS = (0.0003, 0.003, 0.03, 0.1, 0.3, 1.0)  # noise variances that are tried with every setting
 _ALIKE = 0.7  # spread of log sizes below which networks count as alike: then figures are taken as they are
+_PULL, _FREE = 0.003, 0.1  # towards nominal rates, in shares of the figures each; the least share of a nominal rate
 _LEVEL = 0.9  # of intervals
 _CAUTION = 0.75  # of known devices for which the width suffices: a new one may be stranger than most
 SIZES = (5, 10, 20, 50, 100)  # numbers of measurements for which intervals are calibrated
@@ -75,7 +76,8 @@ class TransferModel:
     """What known devices teach about new ones. Attributes that end in ``_`` are there after :meth:`fit`.
 
     Attributes:
-        plain: groups whose columns are not brought to equal spread: counts, of which frequent ones should weigh more.
+        plain: groups whose columns are not brought to equal spread, since they are in one unit: counts, of which frequent
+            ones should weigh more, or seconds of a nominal device.
         devices_: names of the known devices.
         rates_: (work columns,) of a typical device; ``typical_`` what it takes for a network of middle size.
         relative_: whether figures are divided by what a typical device takes: only where networks differ much in size.
@@ -145,7 +147,11 @@ class TransferModel:
     def _fit_reference(self, table: Table, sources: Mapping[str, Source]) -> None:
         """Rates of a typical device: of all figures, each device at its own scale."""
         work = np.asarray(table[WORK], float)
-        self.rates_ = 1.0 / np.maximum(work.mean(axis=0), 1e-12) * (work.max(axis=0) > 0)
+        nominal = np.ones(work.shape[1])
+        if WORK not in self.plain:
+            nominal /= np.maximum(work.mean(axis=0), 1e-12)
+        nominal *= work.max(axis=0) > 0
+        self.rates_ = nominal
         at = np.concatenate([s.rows for s in sources.values()])
         for _ in range(3):
             plain = work @ self.rates_
@@ -155,7 +161,16 @@ class TransferModel:
             rows, first, count = np.unique(at[order], return_index=True, return_counts=True)
             typical = y[order][first + count // 2]
             every = max(1, len(rows) // 20_000)
-            self.rates_ = nonnegative_rates(work[rows[::every]], typical[::every])
+            q, y = work[rows[::every]], typical[::every]
+            if WORK in self.plain:  # what the known networks hardly do has its nominal rate, and nothing is free
+                level = nominal * float(np.median(y / (q @ nominal)))
+                pulls = np.diag(np.divide(1.0, level, out=np.zeros_like(level), where=level > 0))[level > 0]
+                drawn = np.vstack([q / y[:, None], pulls])
+                weight = np.append(np.ones(len(y)), np.full(len(pulls), _PULL * len(y)))
+                told = nonnegative_rates(drawn, np.ones(len(weight)), weight)
+                self.rates_ = np.maximum(told, _FREE * level) * (nominal > 0)
+            else:
+                self.rates_ = nonnegative_rates(q, y)
             if not self.rates_.any():
                 raise FitError("nothing in the group work explains the figures", where=WORK)
 
@@ -167,6 +182,8 @@ class TransferModel:
             keep = np.flatnonzero(spread > 1e-9 * max(float(np.abs(x).max()), 1e-300))
             x = x[:, keep]
             each = np.ones(len(keep)) if name in self.plain else 1.0 / spread[keep]
+            if name == WORK and name in self.plain:
+                each = self.rates_[keep]  # shares of the reference
             middle = x.mean(axis=0)
             total = float((((x - middle) * each) ** 2).sum(axis=1).mean()) if len(keep) else 1.0
             self.columns_[name], self.middle_[name], self.scale_[name] = keep, middle, each / np.sqrt(total)
