@@ -30,7 +30,7 @@ from foretell.models.gpu_sheet import Sheet, read_sheet
 from foretell.models.network import Conformal
 from foretell.predictor import gpu as predictor
 from foretell.predictor.evaluate import Score, score
-from foretell.predictor.persist import MANIFEST, read_checked, write_checked
+from foretell.predictor.persist import FORMAT, MANIFEST, read_folder, write_folder
 
 Array = np.ndarray[Any, Any]
 # The tables' name of a GPU -> (its data sheet, the group that is left out as one). Twins are left out together.
@@ -148,11 +148,12 @@ class Bench:
         """Kernels that know nothing of the GPUs ``without``."""
         path = self.cache / f"{'-'.join(sorted(without)) or 'none'}.{seed}"
         if (path / MANIFEST).is_file():
-            manifest, arrays = read_checked(path)
+            manifest, arrays = read_folder(path)
             return GpuKernels.restore(manifest, arrays)
         parts = [t.take(np.flatnonzero(~np.isin(self.group[t.device], without))) for t in self.tables]
         model = GpuKernels().fit(parts, dispatch_s=dispatch_s(self.folder, without), seed=seed)
-        write_checked(*model.state(), path)
+        manifest, arrays = model.state()
+        write_folder(path, {**manifest, "format": FORMAT}, arrays)
         return model
 
     def latencies(self, without: Sequence[str], group: str, trust: float, seed: int = 0, method: str = "default") -> tuple[Array, Array]:
@@ -220,7 +221,8 @@ def ship(b: Bench) -> None:
         "calibration_networks": conformal.count,
         "fit_seconds": round(spent, 1),
     }
-    write_checked(*predictor.state(predictor.GpuPredictor(sheets()[0], kernels, conformal, card)), KERNELS)
+    manifest, arrays = predictor.state(predictor.GpuPredictor(sheets()[0], kernels, conformal, card))
+    write_folder(KERNELS, {**manifest, "format": FORMAT}, arrays)
     size = sum(f.stat().st_size for f in KERNELS.iterdir())
     print(f"{KERNELS.name}: {size / 2**20:.2f} MiB, {spent:.1f} s of processor time; held out {errors}; {conformal}")
 

@@ -457,6 +457,12 @@ def remove(name: str) -> None:
     type=click.Choice(["uniform", "log-uniform", "multilevel"]),
     help="Measure single layers driven by this signal alone, to identify flydels.",
 )
+@click.option("--from-catalogue", is_flag=True, help="Learn from few runs and what is known of other devices.")
+@click.option("--samples", type=click.IntRange(3, 500), default=10, show_default=True, help="Runs with --from-catalogue.")
+@click.option(
+    "--measurements", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measure nothing: learn from this CSV file (model,latency_ms,...) and what is known of other devices.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the benchmark plan.")
@@ -470,8 +476,9 @@ def remove(name: str) -> None:
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def build(
-    backend: str, minutes: float, until_error: float | None, excite: str | None, threads: int, precision: str, seed: int,
-    output: Path | None, store: Path | None, scheduler: str | None, dry_run: bool, force: bool, quiet: bool, form: str,
+    backend: str, minutes: float, until_error: float | None, excite: str | None, from_catalogue: bool, samples: int,
+    measurements: Path | None, threads: int, precision: str, seed: int, output: Path | None, store: Path | None,
+    scheduler: str | None, dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
@@ -483,6 +490,9 @@ def build(
     from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
+    if from_catalogue or measurements is not None:
+        _build_from_few(backend, samples, measurements, precision, threads, seed, output, store, quiet)
+        return
     plan = journey.plan_build(
         backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0,
         signal=excite or "", scheduler=scheduler,
@@ -508,6 +518,33 @@ def build(
         click.echo(f"foretell: networks held out are told to {reached} %, {until_error:g} % was asked for", err=True)
     if form == "table":
         click.echo(f"\nsaved to {where}; use it with: foretell predict MODEL --target {output or plan.target.name}")
+
+
+def _build_from_few(
+    name: str, samples: int, file: Path | None, precision: str, threads: int, seed: int, output: Path | None,
+    store: Path | None, quiet: bool,
+) -> None:  # fmt: skip
+    from foretell import api, transfer_build
+    from foretell.predictor.persist import check_folder
+    from foretell.report.progress import ProgressLine
+
+    where = output or api.home() / "predictors" / transfer_build.checked_name(name, file is not None)
+    check_folder(where)
+    with ProgressLine("build", quiet=quiet) as line:
+
+        def tell(stage: str, share: float, left: float | None, text: str) -> None:
+            line.title = stage
+            line.update(share, left, text)
+
+        if file is not None:
+            built = transfer_build.from_file(name, file, where, tell, precision=precision, threads=threads)
+        else:
+            built = transfer_build.from_catalogue(
+                name, _store(store), where, tell, samples=samples, precision=precision, threads=threads, seed=seed
+            )
+    for line_ in transfer_build.summary(built):
+        click.echo(line_)
+    click.echo(f"saved to {where}; use it with: foretell predict MODEL --target {output or where.name}")
 
 
 def _require(package: str, extra: str) -> None:

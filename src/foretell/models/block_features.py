@@ -104,7 +104,7 @@ def _live_bytes(graph: Graph, block: Block) -> int:
     return peak
 
 
-def _class_of(kind: NodeKind, row: Sequence[float]) -> str:
+def class_of(kind: NodeKind, row: Sequence[float]) -> str:
     """The kind of product that a node is."""
     c = COLUMN
     if kind.op.category == "conv":
@@ -142,7 +142,7 @@ def _features(graph: Graph, block: Block) -> tuple[Array, Array]:
         if kind.macs > 0:
             row, share = main_columns(kind)
             macs = kind.macs * share
-            product = _class_of(kind, row)
+            product = class_of(kind, row)
             q[_Q[f"macs_{product}"]] += macs
             n16, k16 = (max(row[COLUMN[c]], 0.05) for c in ("align_n16", "align_k16"))
             if product in ("depthwise", "grouped"):

@@ -23,7 +23,7 @@ from foretell.models.gpu import DIMS, GROUPS, GpuKernels
 from foretell.models.gpu_ops import OTHER, GpuOp, lower
 from foretell.models.gpu_sheet import Sheet, read_sheet
 from foretell.models.network import Conformal
-from foretell.predictor.persist import read_checked
+from foretell.predictor.persist import read_folder
 from foretell.records import KernelPrediction, Prediction, Target, Value
 
 Array = np.ndarray[Any, Any]
@@ -208,7 +208,7 @@ def load(path: Path, folder: Path) -> GpuPredictor:
 
 @lru_cache(maxsize=4)
 def _shared(folder: Path, stamps: tuple[int, ...]) -> Shared:
-    manifest, arrays = read_checked(folder)
+    manifest, arrays = read_folder(folder)
     try:
         return restore(manifest, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -34,11 +34,13 @@ from foretell.models.recalibration import Recalibration
 from foretell.models.utilisation import Utilisation
 from foretell.predictor.networks import GRAPH_METHODS
 from foretell.predictor.stack import LAYER_MODELS, METHODS, Predictor
+from foretell.predictor.transferred import Transferred
 from foretell.records import METRICS, UTILISATIONS, Target
 
 FORMAT = "foretell-predictor/1"
 MANIFEST, MODEL, SUMS = "manifest.json", "model.safetensors", "SHA256SUMS"
 _ENERGY = "energy/"  # before the names of the arrays of the predictor for energy
+_TRANSFER = "transfer/"  # before those of what was learned from few measurements
 MAX_BYTES = 256 * 2**20
 Array = np.ndarray[Any, Any]
 
@@ -49,18 +51,20 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> None:
     Raises:
         PredictorError: the predictor is not fitted, or the folder holds something else.
     """
-    if not predictor.layers_ and predictor.memory_ is None:
+    if not predictor.layers_ and predictor.memory_ is None and predictor.transfer_ is None:
         raise PredictorError("is not fitted", where=predictor.target.name, try_="fit() first")
-    folder = Path(path)
-    check_folder(folder)
-    write_checked(*_state(predictor), folder)
+    manifest, arrays = _state(predictor)
+    write_folder(Path(path), {**manifest, "format": FORMAT}, arrays)
 
 
-def write_checked(manifest: dict[str, Any], arrays: Mapping[str, Array], folder: Path) -> None:
-    """Write a manifest and its arrays with their checksums to ``folder``, in place of what is there. Raises PredictorError."""
+def write_folder(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a manifest and arrays as a folder that :func:`read_folder` reads; all of it or nothing.
+
+    Raises PredictorError if the folder holds something else or cannot be written.
+    """
     from safetensors.numpy import save as to_bytes
 
-    manifest["format"] = FORMAT
+    check_folder(folder)
     files = {
         MANIFEST: (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
         MODEL: to_bytes({k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}),
@@ -104,6 +108,10 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
     if predictor.energy_ is not None:
         energy, more = _state(predictor.energy_)
         arrays.update({f"{_ENERGY}{k}": v for k, v in more.items()})
+    transfer = None  # most predictors, and those of older versions, have none
+    if predictor.transfer_ is not None:
+        transfer, more = predictor.transfer_.state()
+        arrays.update({f"{_TRANSFER}{k}": v for k, v in more.items()})
     manifest = {
         "target": asdict(predictor.target),
         "features": list(NAMES),
@@ -115,6 +123,7 @@ def _state(predictor: Predictor) -> tuple[dict[str, Any], dict[str, Array]]:
         "blocks": blocks,
         "memory": predictor.memory_.state() if predictor.memory_ is not None else None,
         "energy": energy,
+        **({} if transfer is None else {"transfer": transfer}),
         "conformal": {k: [c.quantile, c.level, c.count] for k, c in predictor.conformal_.items()},
         "domain": sorted(predictor.domain_),
         "unit": predictor.unit_.to_dict() if predictor.unit_ is not None else None,
@@ -151,25 +160,23 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         PredictorError: a file is missing, changed, malformed or out of range; the message names the field.
     """
     folder = Path(path)
-    manifest, arrays = read_checked(folder)
+    manifest, arrays = read_folder(folder, FORMAT)
     try:
         return _restore(manifest, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise PredictorError(f"is malformed ({type(e).__name__}: {e})", where=f"{folder.name}/{MANIFEST}") from None
 
 
-def read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(manifest, arrays) in ``folder``, whatever they describe. Raises PredictorError if they do not match their checksums."""
+def read_folder(folder: Path, form: str = FORMAT) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Manifest and arrays of a folder in the format ``form``. Raises PredictorError if it is corrupt or another's."""
     manifest_bytes, model_bytes = _read(folder)
     try:
         manifest = json.loads(manifest_bytes)
     except (ValueError, RecursionError):
         raise PredictorError("is not JSON", where=f"{folder.name}/{MANIFEST}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != form:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise PredictorError(
-            f"has format {found!r}, this foretell reads {FORMAT!r}", where=MANIFEST, try_="a newer foretell"
-        )
+        raise PredictorError(f"has format {found!r}, this foretell reads {form!r}", where=MANIFEST, try_="a newer foretell")
     return manifest, _arrays(model_bytes)
 
 
@@ -262,6 +269,10 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
     for metric, method in dict(chosen).items():
         if method not in graph_networks or f"{target.name}/{metric}" not in graph_networks[method].heads:
             raise PredictorError(f"leaves {metric} to a network that is not there", where="chosen")
+    transfer = None
+    if "transfer" in manifest:
+        part = {k.removeprefix(_TRANSFER): v for k, v in arrays.items() if k.startswith(_TRANSFER)}
+        transfer = Transferred.restore(manifest["transfer"], part)
     card = manifest["card"]
     if not isinstance(card, dict):
         raise PredictorError("is not an object", where="card")
@@ -279,6 +290,7 @@ def _restore(manifest: Mapping[str, Any], arrays: Mapping[str, Array], nested: b
         of_energy=nested,
         energy_=energy,
         utilisation_=None if utilisation is None else Utilisation.restore(utilisation),
+        transfer_=transfer,
         conformal_=conformal,
         domain_=domain,
         unit_=None if manifest["unit"] is None else Recalibration.from_dict(manifest["unit"]),

@@ -41,6 +41,7 @@ from foretell.models.utilisation import Utilisation, shares
 from foretell.predictor import networks
 from foretell.predictor.evaluate import Score, score
 from foretell.predictor.networks import GRAPH_METHODS
+from foretell.predictor.transferred import Transferred
 from foretell.records import UTILISATIONS, KernelPrediction, Measurement, Prediction, Target, Value
 
 Array = np.ndarray[Any, Any]
@@ -80,6 +81,7 @@ class Predictor:
     utilisation_: Utilisation | None = None  # busy times, where the backend tells them
     of_energy: bool = False  # whether it stands in another's ``energy_``
     energy_: Predictor | None = None  # the same models, fitted on energies in place of times
+    transfer_: Transferred | None = None  # what few measurements of whole networks taught, in place of all the others
     conformal_: dict[str, Conformal] = field(default_factory=dict)
     domain_: dict[str, Array] = field(default_factory=dict)
     unit_: Recalibration | None = None  # what tells the user's unit from the one that was measured
@@ -343,6 +345,8 @@ class Predictor:
     def methods(self) -> tuple[str, ...]:
         """What :meth:`predict` can be asked for: block models and graph networks only where they were learned,
         ``stack`` (the kernels) where it is not the default."""
+        if self.transfer_ is not None:
+            return METHODS[:1]
         learned = {"block": self.blocks_, "gnn": self.gnn_, "residual": self.residual_, "stack": self.chosen_ or None}
         return tuple(m for m in METHODS if learned.get(m, self) is not None)
 
@@ -488,6 +492,9 @@ class Predictor:
         """Only the latency of many graphs, shape (graphs,): the quick way for searches."""
         if not graphs:
             return np.zeros(0)
+        if self.transfer_ is not None:
+            self._only_default(method)
+            return self.transfer_.values([self.as_run(g) for g in graphs])[0]
         if not self.layers_:
             raise UsageError(f"{self.target.name} has no latency", try_="predict, for its memory")
         with held():
@@ -508,6 +515,10 @@ class Predictor:
         with held():
             return self._predict_many(graphs, method) if graphs else []
 
+    def _only_default(self, method: str) -> None:
+        if method != "default":
+            raise UsageError(f"{self.target.name} was learned from whole networks", try_="--method default")
+
     def _only_memory(self, graph: Graph) -> Prediction:
         """The prediction of a target whose tool tells no times."""
         lowered = self.lower(graph)
@@ -522,6 +533,9 @@ class Predictor:
             method = "default"
         if method not in METHODS:
             raise UsageError(f"no method called {method!r}", try_="one of " + ", ".join(METHODS))
+        if self.transfer_ is not None:
+            self._only_default(method)
+            return self.transfer_.predictions(graphs, self.target.name)
         if not self.layers_:
             if method in ("block", *GRAPH_METHODS):
                 raise UsageError(f"{self.target.name} has no times", where=f"method {method}", try_="--method default")
