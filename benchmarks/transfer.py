@@ -22,8 +22,8 @@ import numpy as np
 import transfer_rivals as rivals
 import transfer_spaces as spaces
 from common import provenance, row, table, write
-from foretell.datasets import catalogue
 
+from foretell.datasets import catalogue
 from foretell.errors import UsageError
 from foretell.models.transfer import gaussian
 from foretell.models.transfer.basis import PLAIN, Vocabulary

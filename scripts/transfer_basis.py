@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from foretell.datasets import catalogue
 
+from foretell.datasets import catalogue
 from foretell.errors import ForetellError
 from foretell.graph.ir import Graph
 from foretell.models.transfer.basis import PLAIN, Vocabulary
