@@ -261,13 +261,13 @@ def test_a_tools_child_outlives_its_block(tmp_path, monkeypatch):
 
     monkeypatch.setattr(campaign, "Child", child)
     monkeypatch.setattr(campaign, "BLOCK", {False: 2, True: 2})
-    edge.build(tmp_path / "a.sqlite", count=5, targets=["fake"], tell=quiet)
+    edge.build(tmp_path / "a.sqlite", count=5, targets=["fake"], tell=quiet, workers=1)
     assert len(started) == 1
     started.clear()
     monkeypatch.setattr(campaign, "_ESTIMATES", 2)
-    edge.build(tmp_path / "b.sqlite", count=5, targets=["fake"], tell=quiet)
+    edge.build(tmp_path / "b.sqlite", count=5, targets=["fake"], tell=quiet, workers=1)
     assert len(started) > 1
     started.clear()
     monkeypatch.setenv("FORETELL_FAKE", "{}")
-    edge.build(tmp_path / "c.sqlite", count=2, targets=["fake"], tell=quiet)
+    edge.build(tmp_path / "c.sqlite", count=2, targets=["fake"], tell=quiet, workers=1)
     assert len(started) >= 3  # a process a pass

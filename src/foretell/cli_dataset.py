@@ -25,7 +25,9 @@ def dataset() -> None:
 @click.option("--targets", default=_TARGETS, show_default=True, metavar="A,B", help="Targets that label them.")
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Measurement store.")
 @click.option("--seed", type=click.IntRange(0, 2**20), default=0, show_default=True, help="Seed of the draws.")
-@click.option("--workers", type=click.IntRange(0, 256), default=0, help="Cores that label  [default: half of them]")
+@click.option(
+    "--workers", type=click.IntRange(0, 256), default=0, help="Cores that label  [default: all, or half of them to measure]"
+)
 @click.option("--minutes", type=click.FloatRange(min=0.1), help="Stop after so long  [default: at the end]")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Then write the data set: Parquet and a card."

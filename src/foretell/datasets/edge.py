@@ -143,7 +143,7 @@ def build(
 
     Args:
         path: the store.
-        workers: processes that label at once, each on a core of its own; 0 leaves half of the cores free.
+        workers: processes that label at once, each on a core of its own; 0: every core for estimates, half to measure.
         seconds: stop after about so many; None goes on to the end. The same call goes on from there.
 
     Raises:
