@@ -170,7 +170,8 @@ def main() -> None:
                 features = space.of_graphs(a.cache) if kind else space.table
                 kept.write_text(json.dumps(judged(space, features, task, protocols[name][task], seeds, kind)))
             rows += json.loads(kept.read_text()) if seeds else []
-    rows = [row(**r) for r in rows]
+    command = f"python benchmarks/transfer.py {a.tasks.name} --seeds {a.seeds} --graphs {a.graphs}"
+    rows = [row(**{**r, "command": command}) for r in rows]
     write("transfer", rows, text(rows, protocols))
 
 
@@ -193,7 +194,8 @@ def judged(
     common = {"benchmark": "transfer", "metric": "latency_s", "seeds": seeds, "train_networks": KNOWN_NETWORKS[space.name]}
     for (method, n), devices in sorted(found.items(), key=lambda kv: (kv[0][1], kv[0][0])):
         fields: dict[str, Any] = {**common, "estimator": method + kind, "train_measurements": n}
-        for target, part in (("mean of new devices", dict(devices)), *((d, {d: s}) for d, s in devices.items())):
+        each = devices if method.startswith("transfer") else {}
+        for target, part in (("mean of new devices", dict(devices)), *((d, {d: s}) for d, s in each.items())):
             r = {**fields, "target": target, "split": task, "test_networks": len(space.codes) - n}
             r["spearman"], r["spearman_sd"] = mean_and_spread(part, "spearman")
             if not method.startswith("rank only"):
@@ -205,10 +207,10 @@ def judged(
                 r["interval_coverage"], _ = mean_and_spread(part, "interval_coverage")
             out.append({k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()})
     if not kind:
-        each = ceiling(space, new)
+        limits = ceiling(space, new)
         whole = {**common, "estimator": "own 4,000 networks", "split": task, "train_measurements": 4000, "seeds": 1}
-        out.append({**whole, "target": "mean of new devices", "spearman": round(float(np.mean(list(each.values()))), 4)})
-        out += [{**whole, "target": d, "spearman": round(v, 4)} for d, v in each.items()]
+        out.append({**whole, "target": "mean of new devices", "spearman": round(float(np.mean(list(limits.values()))), 4)})
+        out += [{**whole, "target": d, "spearman": round(v, 4)} for d, v in limits.items()]
     return out
 
 
