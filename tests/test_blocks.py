@@ -224,7 +224,7 @@ def test_block_is_a_method(recorded, fitted, zoo, tmp_path):
     old.save(tmp_path / "old")
     with pytest.raises(UsageError, match="block models"):
         load(tmp_path / "old").predict(graph, "block")
-    with pytest.raises(UsageError, match="no times"):
+    with pytest.raises(UsageError, match="block models"):
         Predictor(fitted.target, memory_=fitted.memory_).predict(graph, "block")
 
 

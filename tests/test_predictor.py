@@ -19,7 +19,7 @@ from foretell.errors import FitError, ForetellError, PredictorError, TargetError
 from foretell.predictor.evaluate import FAMILIES, folds, score, spearman
 from foretell.predictor.judge import judge
 from foretell.predictor.persist import MANIFEST, MODEL, SUMS, load
-from foretell.predictor.stack import Predictor
+from foretell.predictor.stack import LAYER_MODELS, Predictor
 from foretell.records import Target
 
 
@@ -104,6 +104,7 @@ def test_out_of_domain_is_said_and_widens_the_interval(fitted):
 
 
 def test_methods_by_name(zoo, fitted):
+    assert fitted.methods == ("default", *LAYER_MODELS, "block")
     values = {m: fitted.predict(zoo["resnet18"], m).latency_s.value for m in fitted.methods}
     assert len({round(v, 9) for v in values.values()}) >= 4
     with pytest.raises(UsageError, match="mixed"):

@@ -216,7 +216,7 @@ def explain(
     graph = api.read_model(model, shapes=_shapes(shapes), batch=batch)
     for file in (html, png):
         if file is not None and not file.absolute().parent.is_dir():
-            raise UsageError("there is no such folder", where=str(file), try_="an existing folder")
+            raise ForetellError("there is no such folder", where=str(file), try_="an existing folder")
     start = time.monotonic()
     with ProgressLine("explaining", quiet=quiet) as line:
 

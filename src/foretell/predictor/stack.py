@@ -538,7 +538,8 @@ class Predictor:
             return self.transfer_.predictions(graphs, self.target.name)
         if not self.layers_:
             if method in ("block", *GRAPH_METHODS):
-                raise UsageError(f"{self.target.name} has no times", where=f"method {method}", try_="--method default")
+                kind = "block models" if method == "block" else "graph network of times"
+                raise UsageError(f"{self.target.name} has no {kind}", try_="--method default")
             return [self._only_memory(g) for g in graphs]
         e = self._estimate(graphs, method)
         bounds = self._bounds(e.table)
