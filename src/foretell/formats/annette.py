@@ -16,11 +16,11 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from foretell.errors import FormatError, ShapeError
 from foretell.formats.assembly import Assembly
+from foretell.formats.source import source
 from foretell.graph.check import MAX_DIM, MAX_NODES, MAX_RANK
 from foretell.graph.ir import Graph, Shape
 
@@ -62,20 +62,7 @@ def read_annette(model: str | os.PathLike[str] | bytes, *, name: str | None = No
         FormatError: not such a file, malformed, or cyclic.
         ShapeError: shapes that do not fit one another.
     """
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        data, where = bytes(model), name or "model"
-    else:
-        path = Path(model)
-        where = name or path.stem
-        try:
-            if not path.is_file():
-                raise FormatError("no such file" if not path.exists() else "not a regular file", where=str(path))
-            with path.open("rb") as f:
-                data = f.read(_MAX_BYTES + 1)
-        except OSError as e:
-            raise FormatError(f"cannot be read: {e.strerror}", where=str(path)) from None
-    if len(data) > _MAX_BYTES:
-        raise FormatError(f"over {_MAX_BYTES} bytes", where=where)
+    data, where = source(model, name, _MAX_BYTES)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as e:

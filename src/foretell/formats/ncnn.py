@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from foretell.errors import FormatError, ShapeError, UnsupportedError
 from foretell.formats.assembly import Assembly
 from foretell.formats.ncnn_layers import RULES
+from foretell.formats.source import source
 from foretell.graph.check import MAX_NODES
 from foretell.graph.ir import Graph, Shape
 
@@ -109,20 +109,7 @@ def read_ncnn(
         ShapeError: an input without a shape, or layers that do not fit one another.
         UnsupportedError: a layer of an unknown type without an annotated shape.
     """
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        data, where = bytes(model), name or "model"
-    else:
-        path = Path(model)
-        where = name or path.stem
-        try:
-            if not path.is_file():
-                raise FormatError("no such file" if not path.exists() else "not a regular file", where=str(path))
-            with path.open("rb") as f:
-                data = f.read(_MAX_BYTES + 1)
-        except OSError as e:
-            raise FormatError(f"cannot be read: {e.strerror}", where=str(path)) from None
-    if len(data) > _MAX_BYTES:
-        raise FormatError(f"over {_MAX_BYTES} bytes", where=where)
+    data, where = source(model, name, _MAX_BYTES)
     try:
         lines = [line for line in data.decode().splitlines() if line.strip()]
     except UnicodeDecodeError:
