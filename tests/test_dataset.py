@@ -271,3 +271,62 @@ def test_a_tools_child_outlives_its_block(tmp_path, monkeypatch):
     monkeypatch.setenv("FORETELL_FAKE", "{}")
     edge.build(tmp_path / "c.sqlite", count=2, targets=["fake"], tell=quiet, workers=1)
     assert len(started) >= 3  # a process a pass
+
+
+def test_a_build_goes_on_from_a_data_set(labelled, tmp_path):
+    """A store that begins with a data set is as the one that made it: nothing is labelled again."""
+    store = tmp_path / "s.sqlite"
+    assert files.unpack(labelled / "set", store) == COUNT
+    assert edge.specs_file(store).read_text() == edge.specs_file(labelled / "s.sqlite").read_text()
+    files.pack(store, tmp_path / "again")
+    for name in ("networks.parquet", "labels.parquet", "kernels.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == (labelled / "set" / name).read_bytes()
+    counts = edge.build(store, count=COUNT + 2, targets=["fake"], tell=quiet)
+    assert counts == {"fake-f32-1t": {"done": COUNT + 2}}
+    with pytest.raises(UsageError, match="already"):
+        files.unpack(labelled / "set", store)
+
+
+def test_a_kill_while_unpacking_leaves_no_data_set(labelled, tmp_path, monkeypatch):
+    store = tmp_path / "s.sqlite"
+    with monkeypatch.context() as patch:
+        patch.setattr(edge, "write_specs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            files.unpack(labelled / "set", store)
+    assert files.unpack(labelled / "set", store) == COUNT
+    files.pack(store, tmp_path / "again")
+    assert (tmp_path / "again" / "labels.parquet").read_bytes() == (labelled / "set" / "labels.parquet").read_bytes()
+
+
+def test_kernels_are_kept_with_their_labels(labelled):
+    found = parquet.read(labelled / "set")
+    kernels = parquet.kernels(labelled / "set", found)
+    by_name = {m.name: m for m in Store(labelled / "s.sqlite").measurements("fake-f32-1t")}
+    for i, label in enumerate(found.labels):
+        m = by_name[found.networks[label.network].drawn.name]
+        assert m.kernels
+        assert [(k.op_type, k.nodes, np.float32(k.latency_s)) for k in m.kernels] == [
+            (k.op_type, k.nodes, np.float32(k.latency_s)) for k in kernels.of(i)
+        ]
+
+
+@pytest.mark.parametrize("change", ["order", "nodes", "figure", "columns"])
+def test_a_damaged_table_of_kernels_is_refused(labelled, change):
+    pa = pytest.importorskip("pyarrow")
+    from foretell.datasets import kernel_rows
+    from foretell.records import ExecutedKernel
+
+    rows = [[ExecutedKernel("Conv", (0, 1), "", "", 1.0, 2.0)], [ExecutedKernel("Add", (2,), "", "", 1.0)]]
+    table = kernel_rows.table(pa, rows)
+    sizes = [2, 3]
+    assert kernel_rows.from_table(table, sizes, "x").of(1)[0].energy_j is None
+    if change == "order":
+        table = table.take([1, 0])
+    elif change == "nodes":
+        sizes = [1, 3]
+    elif change == "figure":
+        table = kernel_rows.table(pa, [[replace(rows[0][0], latency_s=-1.0)], rows[1]])
+    else:
+        table = table.drop_columns(["energy_j"])
+    with pytest.raises(FormatError):
+        kernel_rows.from_table(table, sizes, "x")

@@ -32,14 +32,19 @@ def dataset() -> None:
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Then write the data set: Parquet and a card."
 )
+@click.option(
+    "--from", "from_", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A data set whose networks and labels a new store begins with.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress.")
 def build(
     count: int, targets: str, store: Path, seed: int, workers: int, minutes: float | None, output: Path | None,
-    quiet: bool,
+    from_: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw networks and label them. Interrupt it at any time: the same command goes on where it stopped.
 
-    With --output, all labels of the store are written there, whichever call made them.
+    With --output, all labels of the store are written there, whichever call made them. With --from, a store that is not
+    there yet takes over a data set, so that it can be extended by more networks or targets.
     """
     from foretell.datasets import edge, files
     from foretell.report.progress import ProgressLine
@@ -53,6 +58,8 @@ def build(
             line.title = stage
             line.update(share, left, text)
 
+        if from_ is not None and not edge.specs_file(store).is_file():
+            files.unpack(from_, store, tell=lambda share: tell("unpacking", share, None, str(from_)))
         seconds = None if minutes is None else minutes * 60
         found = edge.build(store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds)
         if output is not None:

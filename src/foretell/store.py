@@ -173,6 +173,16 @@ class Store:
                     (campaign, i, graph, processes),
                 )
 
+    def add_finished(self, campaign: str, jobs: Sequence[tuple[str, str]]) -> None:
+        """Append jobs that were done elsewhere, as (graph hash, ``done`` or ``failed``); their rows come by
+        :meth:`add_measurements`."""
+        self.add_jobs(campaign, [(graph, 1) for graph, _ in jobs])
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET state = ? WHERE campaign = ? AND graph = ? AND state = 'pending'",
+                [(state, campaign, graph) for graph, state in jobs],
+            )
+
     def lease(self, campaign: str, count: int, seconds: float) -> list[Job]:
         """Take up to ``count`` jobs that nobody holds, for ``seconds``. A dead owner's lease is free at once."""
         me, now = owner(), time.time()

@@ -88,6 +88,14 @@ def read_specs(path: Path) -> tuple[int, list[Row]]:
         raise FormatError(f"line {len(rows) + 2} is damaged ({e})", where=str(path), try_="another --store") from None
 
 
+def write_specs(path: Path, seed: int, rows: Sequence[Row]) -> None:
+    """Write a file of specs whole."""
+    lines = [json.dumps({"name": NAME, "version": VERSION, "seed": seed}), *(row.to_json() for row in rows)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def onnx_file(spec: Spec) -> bytes:
     """The weightless ONNX file of a network; the same bytes for ever."""
     return write_onnx(spec.graph())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from foretell import backends
 from foretell.bench import protocol
 from foretell.datasets import card as cards
 from foretell.datasets import edge, parquet
 from foretell.errors import FormatError, UsageError
 from foretell.generate.tasks.sampler import describe
 from foretell.graph.canonical import canonical_hash
-from foretell.records import Measurement
-from foretell.store import Store
+from foretell.records import ExecutedKernel, Measurement
+from foretell.store import Store, graph_hash
 
 FORMS = ("onnx", "tflite", "both")
 
@@ -40,17 +42,18 @@ def pack(
     place = {row.graph: i for i, row in enumerate(rows)}
     kept = Store(store)
     labels: list[parquet.Label] = []
+    kernels: list[tuple[ExecutedKernel, ...]] = []
     examples: dict[str, Measurement] = {}
     prefix = edge.campaign_of("")
     for target in targets or [c.removeprefix(prefix) for c in kept.campaigns() if c.startswith(prefix)]:
         found = [m for m in kept.measurements(target, edge.campaign_of(target)) if m.graph in place]
         found = protocol.correct_drift(found)
         found.sort(key=lambda m: place[m.graph])
-        labels += [_label(m, place[m.graph]) for m in found]
         good = next((m for m in found if m.verdict == "ok"), None)
         if good is not None:
             examples[target] = good
-    labels = [x for x in labels if x.target in examples]
+            labels += [_label(m, place[m.graph]) for m in found]
+            kernels += [m.kernels for m in found]
     if not labels:
         raise UsageError("the store holds no labels", where=str(store), try_="foretell dataset build")
     last = max(x.network for x in labels) + 1  # what no target has seen yet is no part of it
@@ -64,9 +67,62 @@ def pack(
         if tell is not None:
             tell((i + 1) / last)
     card = cards.make(networks, labels, name=edge.NAME, version=edge.VERSION, seed=seed, examples=examples)
-    written = parquet.write(folder, networks, labels, card)
+    written = parquet.write(folder, networks, labels, card, kernels)
     (folder / "README.md").write_text(cards.markdown(written), encoding="utf-8")
     return written
+
+
+def unpack(folder: Path, store: Path, tell: Callable[[float], None] | None = None) -> int:
+    """Take the networks and labels of a data set into a new store, so that a build goes on from them; returns how many
+    labels. An interrupted one leaves nothing behind but the graphs.
+
+    Raises:
+        UsageError: the store holds a data set already.
+        FormatError: the data set is damaged, or its networks are rebuilt as others.
+        TargetError: a target that this foretell does not know.
+    """
+    path = edge.specs_file(store)
+    if path.is_file():
+        raise UsageError("the store holds a data set already", where=str(store), try_="another --store, or without --from")
+    data = parquet.read(folder)
+    kernels = parquet.kernels(folder, data)
+    resolved = {t: backends.resolve(t, "", 1) for t in data.targets}
+    told = data.card["targets"]
+    by_network: dict[int, list[tuple[int, parquet.Label]]] = defaultdict(list)
+    for i, label in enumerate(data.labels):
+        by_network[label.network].append((i, label))
+    kept = Store(store)
+    rows: list[edge.Row] = []
+    waiting: list[tuple[Measurement, bytes]] = []
+    for number, n in enumerate(data.networks):
+        drawn = describe(n.drawn.spec, n.drawn.number)
+        if drawn is None or not drawn.hash.startswith(n.drawn.hash):
+            raise FormatError(f"{n.drawn.name} is rebuilt as another network", where=str(folder),
+                              try_="the foretell of the data set's card")  # fmt: skip
+        model = edge.onnx_file(drawn.spec)
+        rows.append(edge.Row(drawn, graph_hash(model)))
+        kept.add_graph(rows[-1].graph, drawn.name, drawn.spec.space, "generated", model)
+        for i, label in by_network[number]:
+            backend, target = resolved[label.target]
+            environment = {"runtime": told[label.target]["runtime"]}
+            row = Measurement(
+                rows[-1].graph, drawn.name, drawn.spec.space, "generated", target, told[label.target]["protocol"],
+                label.verdict, label.latency_s, peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j,
+                noise=label.noise, kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
+                environment=environment,
+            )  # fmt: skip
+            waiting.append((row, model))
+        if len(waiting) >= 1000 or number + 1 == len(data.networks):
+            kept.add_measurements(waiting)
+            waiting = []
+            if tell is not None:
+                tell((number + 1) / len(data.networks))
+    for t, (_, target) in resolved.items():
+        verdicts = {label.network: label.verdict for label in data.labels if label.target == t}
+        finished = [(rows[i].graph, "failed" if v == "failed" else "done") for i, v in sorted(verdicts.items())]
+        kept.add_finished(edge.campaign_of(target.name), finished)
+    edge.write_specs(path, int(data.card["seed"]), rows)
+    return len(data.labels)
 
 
 def _label(m: Measurement, place: int) -> parquet.Label:

@@ -1,8 +1,8 @@
 """foretell-edge as files: networks and labels as Parquet, and a card. The format is told in docs/dataset.md.
 
-``networks.parquet`` has a row a network, ``labels.parquet`` a row a label, which points to its network by number.
-What is read is checked: columns, types, ranges, checksums of the card. The files of the networks themselves are not
-there: they are rebuilt from the specs.
+``networks.parquet`` has a row a network, ``labels.parquet`` a row a label, which points to its network by number, and
+``kernels.parquet``, which may be missing, a row a kernel of a label. What is read is checked: columns, types, ranges,
+checksums of the card. The files of the networks themselves are not there: they are rebuilt from the specs.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foretell.datasets.kernel_rows import KERNELS, KernelTable, from_table
+from foretell.datasets.kernel_rows import table as kernel_table
 from foretell.errors import FormatError, MissingExtraError, UsageError
 from foretell.generate.tasks.sampler import Drawn
 from foretell.generate.tasks.spec import SPACES, Spec
 from foretell.graph.canonical import canonical_hash
-from foretell.records import METRICS
+from foretell.records import METRICS, ExecutedKernel
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 VERDICTS = ("ok", "unstable", "failed")
 _SHARES = (0.85, 0.90)  # of the hash's range: train below the first, validation below the second
 _COUNTS = ("number", "macs", "weights", "depth", "nodes")
-_MOST_ROWS = 5_000_000
+_MOST_ROWS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,10 @@ def split_of(drawn: Drawn) -> str:
 
 
 def write(
-    folder: Path, networks: Sequence[Network], labels: Sequence[Label], card: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write a data set; returns the card as written, with the files' checksums.
+    folder: Path, networks: Sequence[Network], labels: Sequence[Label], card: Mapping[str, Any],
+    kernels: Iterable[Sequence[ExecutedKernel]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write a data set; returns the card as written, with the files' checksums. ``kernels``: those of each label.
 
     Every file is written beside its place and moved there, the card last.
 
@@ -125,11 +128,17 @@ def write(
         "noise": pa.array([x.noise for x in labels], pa.float32()),
     }  # fmt: skip
     sums = {}
-    for name, table in ((NETWORKS, columns), (LABELS, rows)):
+    tables = {NETWORKS: pa.table(columns), LABELS: pa.table(rows)}
+    told = kernel_table(pa, kernels)
+    if told.num_rows:
+        tables[KERNELS] = told
+    for name, table in tables.items():
         temporary = folder / f".{name}.{os.getpid()}"
-        pq.write_table(pa.table(table), temporary, compression="zstd", compression_level=19)
+        pq.write_table(table, temporary, compression="zstd", compression_level=19)
         sums[name] = hashlib.sha256(temporary.read_bytes()).hexdigest()
         os.replace(temporary, folder / name)
+    if KERNELS not in tables:
+        (folder / KERNELS).unlink(missing_ok=True)
     written = {**card, "sha256": sums}
     _replace(folder / CARD, json.dumps(written, indent=2, allow_nan=False) + "\n")
     return written
@@ -174,20 +183,43 @@ def read(folder: Path) -> DataSet:
     return DataSet(tuple(networks), tuple(labels), card)
 
 
-def _rows(folder: Path, name: str, sums: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    pa, pq = _pyarrow()
-    path = folder / name
+def kernels(folder: Path, data: DataSet) -> KernelTable | None:
+    """The kernels of a data set that :func:`read` gave; None if it has none.
+
+    Raises:
+        FormatError: damaged, or not of this data set.
+    """
+    if KERNELS not in data.card["sha256"]:
+        return None
+    pa, _ = _pyarrow()
+    path = folder / KERNELS
+    sizes = [data.networks[x.network].drawn.nodes for x in data.labels]
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sums.get(name):
-            raise FormatError("its checksum is not that of the card", where=str(path))
-        file: pyarrow.parquet.ParquetFile = pq.ParquetFile(pa.BufferReader(data))
-        if file.metadata.num_rows > _MOST_ROWS:
-            raise FormatError(f"{file.metadata.num_rows} rows, over {_MOST_ROWS}", where=str(path))
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+        return from_table(_file(folder, KERNELS, data.card["sha256"]).read(), sizes, str(path))
     except (OSError, pa.ArrowException) as e:
         raise FormatError(f"cannot be read ({e})", where=str(path)) from None
+
+
+def _file(folder: Path, name: str, sums: Mapping[str, Any]) -> pyarrow.parquet.ParquetFile:
+    """An open file whose checksum is right. Raises FormatError, OSError or ArrowException."""
+    pa, pq = _pyarrow()
+    path = folder / name
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise FormatError("its checksum is not that of the card", where=str(path))
+    file: pyarrow.parquet.ParquetFile = pq.ParquetFile(pa.BufferReader(data))
+    if file.metadata.num_rows > _MOST_ROWS:
+        raise FormatError(f"{file.metadata.num_rows} rows, over {_MOST_ROWS}", where=str(path))
+    return file
+
+
+def _rows(folder: Path, name: str, sums: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    pa, _ = _pyarrow()
+    try:
+        for batch in _file(folder, name, sums).iter_batches():
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        raise FormatError(f"cannot be read ({e})", where=str(folder / name)) from None
 
 
 def _network(row: Mapping[str, Any], at: int, folder: Path) -> Network:
