@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,10 +53,7 @@ class Tensor(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -125,9 +123,10 @@ class Graph:
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the constants that are read."""
-        used = {t for node in self.nodes for t in node.inputs}
-        used.discard("")
-        return sum(t.nbytes for t in map(self.tensors.__getitem__, used) if t.const)
+        used: set[str] = set()
+        for node in self.nodes:
+            used.update(node.inputs)
+        return sum([t.nbytes for name, t in self.tensors.items() if t.const and name in used])
 
     @cached_property
     def total_macs(self) -> int:
@@ -145,13 +144,14 @@ class Graph:
         number = {name: -2 for name, t in self.tensors.items() if t.const}
         number[""] = -1
         out: list[int] = []
+        add, of = out.append, number.setdefault
         for node in self.nodes:
             for t in node.inputs:
-                out.append(number.setdefault(t, len(number)))
-            out.append(-4)
+                add(of(t, len(number)))
+            add(-4)
             for t in node.outputs:
-                out.append(number.setdefault(t, len(number)))
-            out.append(-3)
+                add(of(t, len(number)))
+            add(-3)
         out.extend(number.setdefault(t, len(number)) for t in self.outputs)  # an input may be an output
         return tuple(out)
 

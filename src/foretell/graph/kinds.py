@@ -48,8 +48,9 @@ _kinds: dict[Any, NodeKind] = {}
 def kinds_of(graph: Graph) -> tuple[NodeKind, ...]:
     """The kind of each node of ``graph``. ``graph.kinds`` keeps the answer."""
     tensors = graph.tensors
-    consumers = graph.consumers
-    outputs = frozenset(graph.outputs)
+    used = set(graph.outputs)
+    for node in graph.nodes:
+        used.update(node.inputs)
     described: dict[str, Any] = {"": None}
     found = []
     for node in graph.nodes:
@@ -66,7 +67,7 @@ def kinds_of(graph: Graph) -> tuple[NodeKind, ...]:
             if name:
                 known = described[name] = described.get(name) or _describe(tensors[name])
                 parts.append(known)
-                parts.append(name in consumers or name in outputs)
+                parts.append(name in used)
         attrs = node.attrs
         if attrs:
             parts.append(tuple(attrs.items()))

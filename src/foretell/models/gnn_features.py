@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from foretell.graph.ir import Graph
-from foretell.graph.kinds import NodeKind
+from foretell.graph.kinds import MOST_KINDS, NodeKind
 from foretell.graph.ops import CATEGORIES, OPS
 from foretell.models.features import COLUMN, main_columns
 
@@ -190,27 +190,29 @@ def encode(graph: Graph) -> Encoded:
     """Nodes and edges of ``graph``; nodes that depend on constants alone are left out."""
     s = structure_of(graph)
     kinds = graph.kinds
-    known = [_static(kinds[i]) for i in s.nodes.tolist()]
-    count = len(known)
+    rows = _rows.of([kinds[i] for i in s.nodes.tolist()] if graph.constant_nodes else kinds)
+    count = len(rows)
     x = np.zeros((count, len(NAMES)), np.float32)
+    numbers = _rows.numbers[rows]
     if count:
-        x[:, :_STATIC] = np.concatenate([row for row, _, _ in known]).reshape(count, _STATIC)
-        x[:, _STATIC:] = _places(graph, s, [kinds[i] for i in s.nodes.tolist()])
-    op = np.array([o for _, o, _ in known], np.int64)
-    return Encoded(x, op, np.array([c for _, _, c in known], np.int64), s.source, s.target)
+        x[:, :_STATIC] = _rows.static[rows]
+        x[:, _STATIC:] = _places(graph, s, numbers[:, 0], numbers[:, 1])
+    return Encoded(x, numbers[:, 2].astype(np.int64), numbers[:, 3].astype(np.int64), s.source, s.target)
 
 
-def _places(graph: Graph, s: Structure, kinds: Sequence[NodeKind]) -> Array:
-    """Columns that depend on a node's place, (nodes, len(_PLACE))."""
-    moved = np.cumsum([k.read_bytes + k.write_bytes + k.weight_bytes for k in kinds])
-    held = np.array([*(k.write_bytes for k in kinds), *(graph.tensors[t].nbytes for t in graph.inputs)], float)
-    live, fused = live_bytes(s.last, held, len(kinds)), live_bytes(s.fused_last, held, len(kinds))
-    age = np.zeros(len(kinds))
+def _places(graph: Graph, s: Structure, moved: Array, written: Array) -> Array:
+    """Columns that depend on a node's place, (nodes, len(_PLACE)), from the bytes that each moves and writes."""
+    moved = np.cumsum(moved)
+    held = np.concatenate([written, [float(graph.tensors[t].nbytes) for t in graph.inputs]])
+    count = len(written)
+    live, fused = live_bytes(s.last, held, count), live_bytes(s.fused_last, held, count)
+    age = np.zeros(count)
     np.maximum.at(age, s.target, moved[s.target] - moved[s.source])
-    out = np.empty((len(kinds), len(_PLACE)))
-    out[:, 0], out[:, 1], out[:, 2], out[:, 3:6] = np.log1p(live), np.log1p(fused), np.log1p(age), s.place
+    out = np.empty((count, len(_PLACE)))
+    out[:, 0], out[:, 1], out[:, 2], out[:, 3:6] = live, fused, age, s.place
+    np.log1p(out[:, :3], out=out[:, :3])
     out[:, 6] = math.log1p(graph.weight_bytes)
-    out[:, 7], out[:, 8] = math.log1p(float(live.max())), math.log1p(float(fused.max()))
+    out[:, 7], out[:, 8] = out[:, 0].max(), out[:, 1].max()
     return out
 
 
@@ -228,19 +230,59 @@ def live_bytes(last: Array, held: Array, count: int) -> Array:
     return alive
 
 
-def _static(kind: NodeKind) -> tuple[Array, int, int]:
-    """(row of what a node is by itself, number of its op type, number of its category)."""
-    known: tuple[Array, int, int] | None = kind.memo.get("gnn")
-    if known is None:
-        row, share = main_columns(kind)
-        values = [row[i] for i in _AT]
-        for column, step in _STEPS:
-            size = round(math.expm1(row[COLUMN[column]]))
-            values.append(math.log(math.ceil(size / step) * step / size) if size > 0 else 0.0)
+class _Rows:
+    """What kinds of nodes are by themselves, a row each, so that those of a graph are gathered at once.
+
+    Attributes:
+        static: (rows, features) in single precision.
+        numbers: (rows, 4) bytes moved, bytes written, number of the op type, number of the category.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._mark = object()  # kinds that lie in a table that was given up are added anew
+        self._count = 0
+        self.static = np.zeros((256, _STATIC), np.float32)
+        self.numbers = np.zeros((256, 4))
+
+    def of(self, kinds: Sequence[NodeKind]) -> Array:
+        """The rows of ``kinds``, (nodes,), made where they are missing."""
+        out = []
+        for kind in kinds:
+            known = kind.memo.get("gnn")
+            if known is None or known[0] is not self._mark:
+                if self._count >= MOST_KINDS:
+                    self._clear()
+                    return self.of(kinds)
+                known = kind.memo["gnn"] = (self._mark, self._add(kind))
+            out.append(known[1])
+        return np.array(out, np.intp)
+
+    def _add(self, kind: NodeKind) -> int:
+        at = self._count
+        if at == len(self.static):
+            self.static = np.concatenate([self.static, np.zeros_like(self.static)])
+            self.numbers = np.concatenate([self.numbers, np.zeros_like(self.numbers)])
         read, written, weights = kind.read_bytes, kind.write_bytes, kind.weight_bytes
-        costs = (kind.macs * share, kind.work, read, written, weights, read + written + weights)
-        values += [math.log1p(max(v, 0.0)) for v in costs]
-        known = kind.memo["gnn"] = (
-            np.array(values, np.float32), OP_INDEX.get(kind.op_type, 0), CATEGORY_INDEX[kind.op.category],
-        )  # fmt: skip
-    return known
+        moved = read + written + weights
+        self.static[at] = _static(kind)
+        self.numbers[at] = moved, written, OP_INDEX.get(kind.op_type, 0), CATEGORY_INDEX[kind.op.category]
+        self._count += 1
+        return at
+
+
+_rows = _Rows()
+
+
+def _static(kind: NodeKind) -> list[float]:
+    """What a node is by itself, (features,)."""
+    row, share = main_columns(kind)
+    values = [row[i] for i in _AT]
+    for column, step in _STEPS:
+        size = round(math.expm1(row[COLUMN[column]]))
+        values.append(math.log(math.ceil(size / step) * step / size) if size > 0 else 0.0)
+    read, written, weights = kind.read_bytes, kind.write_bytes, kind.weight_bytes
+    costs = (kind.macs * share, kind.work, read, written, weights, read + written + weights)
+    return values + [math.log1p(max(v, 0.0)) for v in costs]
