@@ -330,3 +330,10 @@ def test_a_damaged_table_of_kernels_is_refused(labelled, change):
         table = table.drop_columns(["energy_j"])
     with pytest.raises(FormatError):
         kernel_rows.from_table(table, sizes, "x")
+
+
+def test_a_spec_is_the_graph_of_its_file(labelled):
+    """Kernels of labels name nodes of the file; who learns from them builds the graph from the spec."""
+    for n in parquet.read(labelled / "set").networks:
+        graph, again = n.drawn.spec.graph(), read(edge.onnx_file(n.drawn.spec))
+        assert [(m.op_type, len(m.inputs)) for m in graph.nodes] == [(m.op_type, len(m.inputs)) for m in again.nodes]

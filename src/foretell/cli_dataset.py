@@ -93,6 +93,48 @@ def info(folder: Path, png: Path | None, form: str) -> None:
 
 
 @dataset.command(
+    epilog="Example:  foretell dataset teach foretell-edge --targets ethos-u55-128,ethos-u65-256 --output taught"
+)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--targets", default=_TARGETS, show_default=True, metavar="A,B", help="Predictors, all of one precision.")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+    help="Folder for the predictors; trainings are kept there, too.",
+)  # fmt: skip
+@click.option(
+    "--visits", type=click.IntRange(1000), default=600_000, show_default=True, help="Networks a training looks at, in all."
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def teach(folder: Path, targets: str, output: Path, visits: int, quiet: bool) -> None:
+    """Teach predictors graph networks from the data set in FOLDER (extra `train-gnn`).
+
+    One network is taught all figures of all targets, and one each corrects what a predictor's kernels say. What told the
+    validation networks best is the predictor's default. Interrupt it at any time: the same command goes on.
+    """
+    from foretell import api
+    from foretell.datasets import teaching
+    from foretell.report.progress import ProgressLine
+
+    names = [t for t in targets.split(",") if t]
+    predictors = {p.target.name: p for p in map(api.load, names)}
+    precisions = {p.target.precision for p in predictors.values()}
+    if len(precisions) != 1:
+        raise UsageError("targets of one precision are taught together", where=targets, try_=f"--targets {_TARGETS}")
+    with ProgressLine("teaching", quiet=quiet) as line:
+
+        def tell(stage: str, share: float, left: float | None) -> None:
+            line.update(share, left, stage)
+
+        taught = teaching.teach(folder, predictors, output / "trainings", visits=visits, tell=tell)
+        for name, predictor in taught.items():
+            predictor.save(output / name)
+    for name, predictor in taught.items():
+        for metric, by in predictor.card["graph_networks"]["validation_mape"].items():
+            found = ", ".join(f"{m} {v:.2f} %" for m, v in by.items())
+            click.echo(f"{name} {metric}: {found}; by default {predictor.chosen_.get(metric, 'stack')}")
+
+
+@dataset.command(
     epilog="Examples:  foretell dataset export foretell-edge --output files --space kws-1d --count 10   |   "
     "foretell dataset export foretell-edge --output files --split test --form tflite"
 )

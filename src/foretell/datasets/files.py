@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def pack(
     path = edge.specs_file(store)
     if not path.is_file():
         raise UsageError("the store holds no data set", where=str(store), try_="foretell dataset build")
-    seed, rows = edge.read_specs(path)
-    place = {row.graph: i for i, row in enumerate(rows)}
+    seed, drawn_rows = edge.read_specs(path)
+    place = {row.graph: i for i, row in enumerate(drawn_rows)}
     kept = Store(store)
     labels: list[parquet.Label] = []
     kernels: list[tuple[ExecutedKernel, ...]] = []
@@ -58,7 +59,7 @@ def pack(
         raise UsageError("the store holds no labels", where=str(store), try_="foretell dataset build")
     last = max(x.network for x in labels) + 1  # what no target has seen yet is no part of it
     networks = []
-    for i, row in enumerate(rows[:last]):
+    for i, row in enumerate(drawn_rows[:last]):
         drawn = describe(row.drawn.spec, row.drawn.number)
         if drawn is None or (drawn.macs, drawn.nodes) != (row.drawn.macs, row.drawn.nodes):
             raise FormatError(f"{row.drawn.name} is rebuilt as another network", where=str(path),
@@ -83,46 +84,71 @@ def unpack(folder: Path, store: Path, tell: Callable[[float], None] | None = Non
     """
     path = edge.specs_file(store)
     if path.is_file():
-        raise UsageError("the store holds a data set already", where=str(store), try_="another --store, or without --from")
+        raise UsageError("the store holds a data set already", where=str(store), try_="another --store, or no --from")
     data = parquet.read(folder)
-    kernels = parquet.kernels(folder, data)
-    resolved = {t: backends.resolve(t, "", 1) for t in data.targets}
-    told = data.card["targets"]
-    by_network: dict[int, list[tuple[int, parquet.Label]]] = defaultdict(list)
-    for i, label in enumerate(data.labels):
-        by_network[label.network].append((i, label))
+    told = rows(folder, data)
     kept = Store(store)
-    rows: list[edge.Row] = []
+    drawn_rows: list[edge.Row] = []
     waiting: list[tuple[Measurement, bytes]] = []
-    for number, n in enumerate(data.networks):
+    for number, (n, labels) in enumerate(zip(data.networks, told, strict=True)):
         drawn = describe(n.drawn.spec, n.drawn.number)
         if drawn is None or not drawn.hash.startswith(n.drawn.hash):
             raise FormatError(f"{n.drawn.name} is rebuilt as another network", where=str(folder),
                               try_="the foretell of the data set's card")  # fmt: skip
         model = edge.onnx_file(drawn.spec)
-        rows.append(edge.Row(drawn, graph_hash(model)))
-        kept.add_graph(rows[-1].graph, drawn.name, drawn.spec.space, "generated", model)
-        for i, label in by_network[number]:
-            backend, target = resolved[label.target]
-            environment = {"runtime": told[label.target]["runtime"]}
-            row = Measurement(
-                rows[-1].graph, drawn.name, drawn.spec.space, "generated", target, told[label.target]["protocol"],
-                label.verdict, label.latency_s, peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j,
-                noise=label.noise, kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
-                environment=environment,
-            )  # fmt: skip
-            waiting.append((row, model))
+        drawn_rows.append(edge.Row(drawn, graph_hash(model)))
+        kept.add_graph(drawn_rows[-1].graph, drawn.name, drawn.spec.space, "generated", model)
+        waiting += [(replace(m, graph=drawn_rows[-1].graph), model) for m in labels]
         if len(waiting) >= 1000 or number + 1 == len(data.networks):
             kept.add_measurements(waiting)
             waiting = []
             if tell is not None:
                 tell((number + 1) / len(data.networks))
-    for t, (_, target) in resolved.items():
+    for t in data.targets:
         verdicts = {label.network: label.verdict for label in data.labels if label.target == t}
-        finished = [(rows[i].graph, "failed" if v == "failed" else "done") for i, v in sorted(verdicts.items())]
-        kept.add_finished(edge.campaign_of(target.name), finished)
-    edge.write_specs(path, int(data.card["seed"]), rows)
+        finished = [(drawn_rows[i].graph, "failed" if v == "failed" else "done") for i, v in sorted(verdicts.items())]
+        kept.add_finished(edge.campaign_of(t), finished)
+    edge.write_specs(path, int(data.card["seed"]), drawn_rows)
     return len(data.labels)
+
+
+def rows(
+    folder: Path, data: parquet.DataSet, targets: Sequence[str] | None = None
+) -> Iterator[list[Measurement]]:
+    """The labels of each network of a data set as measurements, with the kernels that its files tell of. ``graph`` is the
+    network's canonical hash.
+
+    Raises:
+        FormatError: damaged kernels, or a card without a target.
+        TargetError: a target that this foretell does not know.
+    """
+    kernels = parquet.kernels(folder, data)
+    resolved = {t: backends.resolve(t, "", 1) for t in (data.targets if targets is None else targets)}
+    about = {}
+    for t in resolved:
+        try:
+            about[t] = str(data.card["targets"][t]["protocol"]), str(data.card["targets"][t]["runtime"])
+        except (KeyError, TypeError):
+            raise FormatError(f"its card does not tell of {t}", where=str(folder / parquet.CARD)) from None
+    by_network: dict[int, list[int]] = defaultdict(list)
+    for i, label in enumerate(data.labels):
+        if label.target in resolved:
+            by_network[label.network].append(i)
+    for number, n in enumerate(data.networks):
+        found = []
+        for i in by_network[number]:
+            label = data.labels[i]
+            backend, target = resolved[label.target]
+            protocol_, runtime = about[label.target]
+            found.append(
+                Measurement(
+                    n.drawn.hash, n.drawn.name, n.drawn.spec.space, "generated", target, protocol_, label.verdict,
+                    label.latency_s, peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j, noise=label.noise,
+                    kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
+                    environment={"runtime": runtime},
+                )
+            )  # fmt: skip
+        yield found
 
 
 def _label(m: Measurement, place: int) -> parquet.Label:
