@@ -1,14 +1,14 @@
 """The graph network beside the stack, alone and correcting it, and beside other methods, on the same labelled networks.
 
-    foretell dataset build --count 20000 --targets ethos-u55-128,ethos-u65-256 --store edge.sqlite
-    python benchmarks/gnn.py ethos-u55-128=edge.sqlite,zoo.sqlite ethos-u65-256=edge.sqlite,zoo.sqlite --work build/gnn
+    foretell dataset build --from data/foretell-edge --count 20000 --targets ethos-u55-128,ethos-u65-256 --store edge.sqlite --output set
+    foretell measure zoo:resnet18 ... --target ethos-u55-128 --store zoo.sqlite      # all that `foretell zoo` lists, on each target
+    python benchmarks/gnn.py set --real zoo.sqlite --targets ethos-u55-128,ethos-u65-256 --work build/gnn
 
-Rows come from measurement stores, or from the folder of a data set in Parquet, which has no kernels; those of ``foretell build``, which
-taught the shipped predictors, are left out. Networks of search spaces learn and test; real networks (the zoo's) only test. Targets of one
-precision share one graph network with a head for each figure; a residual network corrects the shipped predictor of one
-target. Splits: random (the data set's test networks, else 15 % by hash), one space left out (trained on the others), real networks,
-fewer training networks, and one network a space beside the general one. Every training is kept in --work as it is done, so that
-the same command goes on where it was stopped. Writes results/gnn.json and .md.
+Networks of search spaces come from the data set, and learn or test by its splits; real networks (the zoo's) only test, and their
+rows come from measurement stores. Targets of one precision share one graph network with a head for each figure; a residual network
+corrects the shipped predictor of one target. Splits: random (the data set's), one space left out (trained on the others), real
+networks, fewer training networks, and one network a space beside the general one. Every training is kept in --work as it is done,
+so that the same command goes on where it was stopped. Writes results/gnn.json and .md.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,210 +28,111 @@ from peers import Clock, flops, kernel_forests, rates, train_gcn
 from foretell import api
 from foretell.bench import protocol
 from foretell.collector import held
+from foretell.datasets import teaching
+from foretell.datasets.teaching import Estimates, Example
 from foretell.errors import ForetellError
 from foretell.formats import read
-from foretell.graph.ir import Graph
 from foretell.graph.memory import memory_use
 from foretell.models.features import Lowered
 from foretell.models.gnn import GraphNetwork
-from foretell.models.gnn_features import Encoded, encode, with_estimate
-from foretell.models.gnn_train import Kernels, Settings, kernels_of, train
+from foretell.models.gnn_features import encode
 from foretell.models.table import anchored_s, lower_measured
-from foretell.predictor import networks
 from foretell.predictor.evaluate import score
 from foretell.predictor.stack import Predictor
-from foretell.records import METRICS, Measurement
+from foretell.records import METRICS
 from foretell.store import Store
 
 Array = np.ndarray[Any, Any]
 ESTIMATORS = ("gnn", "residual", "stack", "roofline", "brp_nas_gcn", "kernel_forests", "flops")
-_TEST = 15  # percent of the networks of the random split
 _LEAST = 30  # networks of a space that is left out
-
-
-@dataclass
-class Net:
-    """One network with the rows of all targets of its precision. ``space`` is empty for a real one."""
-
-    key: str
-    name: str
-    space: str
-    graph: Graph
-    rows: dict[str, Any] = field(default_factory=dict)  # Measurement, or a label of a data set, which has no kernels
-    encoded: Encoded | None = None
-    split: str = ""  # of the data set
-
-    @property
-    def tests(self) -> bool:
-        """Whether it is a test network of the random split."""
-        return self.split == "test" if self.split else self.draw % 100 < _TEST
-
-    @property
-    def draw(self) -> int:
-        """A number from the network's hash: it decides the split, and the order of learning curves."""
-        return int(hashlib.sha256(self.key.encode()).hexdigest()[:12], 16)
-
-    def label(self, head: str) -> float:
-        target, _, metric = head.rpartition("/")
-        value = getattr(self.rows[target], metric) if target in self.rows else None
-        return float(value) if value else float("nan")
 
 
 class Group:
     """Targets of one precision, their networks, and what has been learned of them so far."""
 
-    def __init__(self, stores: dict[str, list[Path]], a: argparse.Namespace) -> None:
+    def __init__(self, targets: list[str], a: argparse.Namespace) -> None:
         self.a = a
-        self.predictors: dict[str, Predictor] = {t: api.load(t) for t in stores}
+        self.predictors: dict[str, Predictor] = {t: api.load(t) for t in targets}
+        self.estimates = {t: Estimates(p) for t, p in self.predictors.items()}
+        said = -1
+
+        def tell(what: str, share: float, left: float | None) -> None:
+            nonlocal said
+            if int(10 * share) != said:
+                said = int(10 * share)
+                print(f"  {what}: {100 * share:.0f} %", flush=True)
+
+        self.nets = teaching.examples(a.dataset, self.predictors, tell) + self._real()
+        self.nets.sort(key=draw)
+        self.heads = teaching.heads_of(self.nets, targets)
+
+    def _real(self) -> list[Example]:
+        """Networks of the zoo, from the stores."""
         some = next(iter(self.predictors.values()))
         zoo = set(api.zoo_names())
-        found: dict[str, Net] = {}
-        for target, paths in stores.items():
-            predictor = self.predictors[target]
-            estimate = predictor.target.backend in ("vela", "zigzag", "tflite_micro")
-            rows, splits_, models = [], {}, {}
-            for path in paths:
-                if path.is_dir():
-                    self._add_dataset(path, target, predictor, found)
-                    continue
+        found: dict[str, Example] = {}
+        for target, predictor in self.predictors.items():
+            rows, models = [], {}
+            for path in self.a.real:
                 store = Store(path)
-                part = [m for m in store.measurements(target) if m.verdict == "ok" and not m.family.startswith("generated:")]
+                part = [m for m in store.measurements(target) if m.verdict == "ok" and (m.source == "zoo" or m.name in zoo)]
                 rows += part
-                models.update({m.graph: store.model(m.graph) for m in part if m.graph not in found})
-                splits_.update(_splits_of(path))
+                models.update({m.graph: store.model(m.graph) for m in part})
                 store.close()
+            estimate = predictor.target.backend in ("vela", "zigzag", "tflite_micro")
             for m in rows if estimate else protocol.merge(protocol.correct_drift(rows)):
                 if m.graph not in found:
-                    space = "" if m.source == "zoo" or m.name in zoo else m.family.partition(":")[2] or m.family
                     graph = some.as_run(read(models[m.graph], name=m.name))
-                    found[m.graph] = Net(m.graph, m.name, space, graph, split=splits_.get(m.graph, ""))
+                    found[m.graph] = Example(m.graph, m.name, "", "real", graph, encode(graph))
                 found[m.graph].rows[target] = m
-        self.nets = sorted(found.values(), key=lambda n: n.draw)
-        with held():
-            for n in self.nets:
-                n.encoded = encode(n.graph)
-        self.heads = tuple(
-            f"{t}/{metric}" for t in stores for metric in METRICS
-            if sum(np.isfinite(n.label(f"{t}/{metric}")) for n in self.nets) >= 100
-        )  # fmt: skip
-        self.kernels = {n.key: kernels_of(n.graph, [m for m in n.rows.values() if isinstance(m, Measurement)], self.heads) for n in self.nets}
-        self._estimates: dict[tuple[tuple[str, ...], str], tuple[Array, Array]] = {}
+        return list(found.values())
 
-    @staticmethod
-    def _add_dataset(folder: Path, target: str, predictor: Predictor, found: dict[str, Net]) -> None:
-        """The labels of a data set in Parquet; its networks are drawn anew from their specs."""
-        from foretell.datasets import parquet
-
-        data = parquet.read(folder)
-        for label in data.labels:
-            if label.target == target and label.verdict == "ok":
-                network = data.networks[label.network]
-                drawn = network.drawn
-                if drawn.hash not in found:
-                    graph = predictor.as_run(drawn.spec.graph())
-                    found[drawn.hash] = Net(drawn.hash, drawn.name, drawn.spec.space, graph, split=network.split)
-                found[drawn.hash].rows[target] = label
-
-    def labels(self, nets: list[Net], heads: tuple[str, ...]) -> Array:
-        return np.array([[n.label(h) for h in heads] for n in nets]).reshape(len(nets), len(heads))
-
-    def corrected(self, nets: list[Net], target: str, heads: tuple[str, ...]) -> list[Encoded]:
-        """``nets`` as the residual network of ``target`` reads them."""
-        predictor = self.predictors[target]
-        new = [n for n in nets if (heads, n.key) not in self._estimates]
-        for i in range(0, len(new), 200):
-            part = new[i : i + 200]
-            told = networks.estimates(predictor, [n.graph for n in part], heads)
-            self._estimates.update({(heads, n.key): e for n, e in zip(part, told, strict=True)})
-        return [with_estimate(n.encoded, *self._estimates[heads, n.key]) for n in nets if n.encoded is not None]
-
-    def lowered(self, nets: list[Net], target: str) -> list[Lowered]:
+    def lowered(self, nets: list[Example], target: str) -> list[Lowered]:
         return [self.predictors[target].lower(n.graph) for n in nets]
 
 
-def _splits_of(store: Path) -> dict[str, str]:
-    """The splits of a data set's networks, by graph; of a store without specs beside it, none."""
-    if not store.with_name(store.name + ".specs.jsonl").is_file():
-        return {}
-    from foretell.datasets import edge, parquet
-
-    _, rows = edge.read_specs(edge.specs_file(store))
-    return {r.graph: parquet.split_of(r.drawn) for r in rows}
+def draw(n: Example) -> int:
+    """A number from the network's hash: the order of learning curves."""
+    return int(hashlib.sha256(n.key.encode()).hexdigest()[:12], 16)
 
 
-def epochs_for(count: int, visits: int) -> int:
-    return int(np.clip(round(visits / max(count, 1)), 8, 120))
-
-
-def settings(count: int, visits: int, residual: bool) -> Settings:
-    batch = 16 if count < 2000 else 32 if count < 6000 else 64
-    small = {"hidden": 32, "layers": 2, "kernels": 0.3, "rate": 3e-3} if residual else {}
-    return Settings(epochs=epochs_for(count, visits), batch=batch, **small)
-
-
-def learn(group: Group, nets: list[Net], kind: str, name: str) -> tuple[GraphNetwork, float]:
+def learn(group: Group, nets: list[Example], kind: str, name: str) -> tuple[GraphNetwork, float]:
     """(network, seconds of the processor that training took); ``kind`` is gnn, or the target of a residual network."""
-    a = group.a
     heads = group.heads if kind == "gnn" else tuple(h for h in group.heads if h.rpartition("/")[0] == kind)
-    labels = group.labels(nets, heads)
-    use = np.isfinite(labels).any(axis=0)
-    heads, labels = tuple(h for h, u in zip(heads, use, strict=True) if u), labels[:, use]
-    file = a.work / "networks" / f"{kind}-{name}-{len(nets)}.safetensors".replace("/", "_").replace(":", "_")
-    chosen = settings(len(nets), a.visits, kind != "gnn")
-    if file.exists():
-        from safetensors import safe_open
-
-        with safe_open(file, "np") as f:
-            about = json.loads(f.metadata()["json"])
-            if about["settings"] == repr(chosen) and about["data"] == _digest(nets, labels):
-                return GraphNetwork.restore(about["network"], {k: f.get_tensor(k) for k in f.keys()}), about["train_s"]  # noqa: SIM118
-    encoded = [n.encoded for n in nets] if kind == "gnn" else group.corrected(nets, kind, heads)
-    kernels = [group.kernels[n.key] for n in nets]
-    at = [group.heads.index(h) for h in heads]
-    start = time.monotonic()
+    file = group.a.work / "networks" / f"{kind}-{name}-{len(nets)}.safetensors".replace("/", "_").replace(":", "_")
+    told = -1
 
     def report(what: str, share: float, left: float | None) -> None:
-        if time.monotonic() - start > 30 * report.told:  # type: ignore[attr-defined]
-            report.told += 1  # type: ignore[attr-defined]
+        nonlocal told
+        if int(5 * share) != told:
+            told = int(5 * share)
             print(f"  {kind} {name} ({len(nets)}): {what}, {100 * share:.0f} %, {left or 0:.0f} s left", flush=True)
 
-    report.told = 1  # type: ignore[attr-defined]
-    checkpoint = file.with_suffix(".checkpoint")
-    with Clock() as clock:
-        network = train(
-            encoded, labels, heads, chosen, kernels=[Kernels(k.node, k.kernel, k.figures[:, at]) for k in kernels],
-            checkpoint=checkpoint, report=report,
-        )  # fmt: skip
-    from safetensors.numpy import save_file
-
-    data, arrays = network.state()
-    about = {"network": data, "settings": repr(chosen), "data": _digest(nets, labels), "train_s": round(clock.seconds, 1)}
-    save_file(arrays, file, {"json": json.dumps(about)})
-    checkpoint.unlink(missing_ok=True)
-    return network, clock.seconds
+    return teaching.learn(
+        nets, heads, file, estimates=None if kind == "gnn" else group.estimates[kind], visits=visits_of(group, name), tell=report
+    )
 
 
-def _digest(nets: list[Net], labels: Array) -> str:
-    told = hashlib.sha256(np.nan_to_num(labels).tobytes())
-    told.update("".join(n.key for n in nets).encode())
-    return told.hexdigest()
+def visits_of(group: Group, name: str) -> int:
+    """Trainings for one row of a table look at fewer networks than the one that ships."""
+    return group.a.visits if name == "all" else group.a.visits_split
 
 
-def told_by(group: Group, estimator: str, name: str, learning: list[Net], tests: list[Net]) -> dict[str, tuple[Array, float]]:
+def told_by(group: Group, estimator: str, name: str, learning: list[Example], tests: list[Example]) -> dict[str, tuple[Array, float]]:
     """(figures of ``tests``, seconds of training) by head. NaN where an estimator says nothing."""
     out: dict[str, tuple[Array, float]] = {}
     if estimator == "gnn":
         network, seconds = learn(group, learning, "gnn", name)
-        figures = network.predict([n.encoded for n in tests if n.encoded is not None])
+        figures = network.predict([n.encoded for n in tests])
         return {h: (figures[:, i], seconds) for i, h in enumerate(network.heads)}
     if estimator == "brp_nas_gcn":
-        labels = group.labels(learning, group.heads)
+        labels = teaching.labels_of(learning, group.heads)
         use = np.isfinite(labels).any(axis=0)
         with Clock() as clock:
+            epochs = teaching.settings_for(len(learning), visits_of(group, name) // 2, False).epochs
             figures = train_gcn(
-                [n.encoded for n in learning if n.encoded is not None], labels[:, use], [n.encoded for n in tests if n.encoded is not None],
-                hidden=group.a.gcn_hidden, epochs=epochs_for(len(learning), group.a.visits // 2),
-            )  # fmt: skip
+                [n.encoded for n in learning], labels[:, use], [n.encoded for n in tests], hidden=group.a.gcn_hidden, epochs=epochs
+            )
         heads = [h for h, u in zip(group.heads, use, strict=True) if u]
         return {h: (figures[:, i], clock.seconds) for i, h in enumerate(heads)}
     for target in group.predictors:
@@ -244,12 +144,12 @@ def told_by(group: Group, estimator: str, name: str, learning: list[Net], tests:
             if len(own) < 60:
                 continue
             network, seconds = learn(group, own, target, name)
-            figures = network.predict(group.corrected(tests, target, network.heads))
+            figures = network.predict(group.estimates[target].corrected(tests, network.heads))
             out |= {h: (figures[:, i], seconds) for i, h in enumerate(network.heads)}
         elif estimator == "stack":
-            group.corrected(tests, target, heads)
+            by_stack = group.estimates[target].of(tests, heads)
             for i, h in enumerate(heads):
-                out[h] = np.array([group._estimates[heads, n.key][0][i] for n in tests]), 0.0
+                out[h] = np.array([figures[i] for figures, _ in by_stack]), 0.0
         else:
             for h in heads:
                 metric = h.rpartition("/")[2]
@@ -260,7 +160,7 @@ def told_by(group: Group, estimator: str, name: str, learning: list[Net], tests:
 
 
 def _of_one_head(
-    group: Group, estimator: str, target: str, metric: str, learning: list[Net], tests: list[Net]
+    group: Group, estimator: str, target: str, metric: str, learning: list[Example], tests: list[Example]
 ) -> tuple[Array, float] | None:
     y = np.array([n.label(f"{target}/{metric}") for n in learning])
     with Clock() as clock:
@@ -274,7 +174,7 @@ def _of_one_head(
         elif estimator == "roofline":
             figures = rates(group.lowered(learning, target), y, test)
         else:
-            some = [n for n in learning if isinstance(n.rows[target], Measurement) and n.rows[target].kernels][: group.a.forest_networks]
+            some = [n for n in learning if n.rows[target].kernels][: group.a.forest_networks]
             if not some:
                 return None
             rows = [n.rows[target] for n in some]
@@ -283,12 +183,12 @@ def _of_one_head(
     return figures, clock.seconds
 
 
-def splits(group: Group) -> list[tuple[str, list[Net], dict[str, list[Net]]]]:
+def splits(group: Group) -> list[tuple[str, list[Example], dict[str, list[Example]]]]:
     """(name of the training, networks that learn, networks that test by name of the split)."""
     spaces = [n for n in group.nets if n.space]
     real = [n for n in group.nets if not n.space]
-    test = [n for n in spaces if n.tests]
-    rest = [n for n in spaces if not n.tests]
+    test = [n for n in spaces if n.split == "test"]
+    rest = [n for n in spaces if n.split == "train"]
     names = [s for s, c in Counter(n.space for n in spaces).most_common() if c >= _LEAST]
     cap = group.a.cap
     out = [("all", rest, {"random": test, "real networks": real, **{f"random, {s}": [n for n in test if n.space == s] for s in names}})]
@@ -332,13 +232,10 @@ def ship(group: Group, rows: list[dict[str, Any]], folder: Path) -> None:
             "train_networks": sum(target in n.rows for n in learning), "train_s": round(seconds + more),
             "left_out_mape": {metric: {e: round(v, 2) for e, v in means.items()} for metric, (_, means) in found.items()},
         }  # fmt: skip
-        carrying = replace(
-            predictor, gnn_=general.only([h for h in general.heads if h.startswith(f"{target}/")]), residual_=corrects,
-            chosen_=chosen, conformal_=dict(predictor.conformal_), card={**predictor.card, "graph_networks": card},
-        )  # fmt: skip
+        carrying = teaching.carrying(predictor, general, corrects, chosen, card)
         real = [n for n in group.nets if not n.space and target in n.rows]
         if len(real) >= 10 and chosen:
-            carrying.calibrate([n.rows[target] for n in real], {n.key: n.graph for n in real})
+            carrying.calibrate([n.rows[target] for n in real], {n.rows[target].graph: n.graph for n in real})
         carrying.save(folder / target)
         print(f"{target}: by default {chosen or 'the kernels'}", flush=True)
 
@@ -348,7 +245,7 @@ def speed(group: Group) -> list[list[Any]]:
     _, learning, _ = splits(group)[0]
     network, _ = learn(group, learning, "gnn", "all")
     some = group.nets[:500]
-    encoded = [n.encoded for n in some if n.encoded is not None]
+    encoded = [n.encoded for n in some]
     network.predict(encoded[:50])
     with Clock() as batches:
         network.predict(encoded)
@@ -356,6 +253,9 @@ def speed(group: Group) -> list[list[Any]]:
     with Clock() as rows, held():
         for graph in fresh:
             encode(graph)
+    fresh = [replace(n.graph) for n in some]
+    with Clock() as both, held():
+        network.predict([encode(graph) for graph in fresh])
     single = []
     for e in encoded[:100]:
         with Clock() as clock:
@@ -365,17 +265,21 @@ def speed(group: Group) -> list[list[Any]]:
         ["nodes a graph", float(np.mean([len(e.op) for e in encoded])), ""],
         ["graphs in batches, rows there", len(encoded) / batches.seconds, "a second"],
         ["rows of graphs, kinds of nodes known", len(some) / rows.seconds, "a second"],
+        ["graphs in batches, rows and all", len(some) / both.seconds, "a second"],
         ["one graph, the slowest of 100", 1e3 * max(single), "ms"],
     ]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("stores", nargs="+", metavar="TARGET=STORE[,STORE]")
+    arguments.add_argument("dataset", type=Path, help="folder of a data set")
+    arguments.add_argument("--real", type=Path, action="append", default=[], help="stores with the zoo's rows")
+    arguments.add_argument("--targets", default="ethos-u55-128,ethos-u65-256")
     arguments.add_argument("--work", type=Path, default=Path("build/gnn"), help="where trainings and rows are kept")
     arguments.add_argument("--estimators", default=",".join(ESTIMATORS))
     arguments.add_argument("--splits", default="", help="only trainings whose name begins so; several with commas")
-    arguments.add_argument("--visits", type=int, default=300_000, help="graphs that a training looks at, epochs times networks")
+    arguments.add_argument("--visits", type=int, default=teaching.VISITS, help="graphs that the training that ships looks at")
+    arguments.add_argument("--visits-split", type=int, default=200_000, help="the same of trainings for one row of the table")
     arguments.add_argument("--cap", type=int, default=5000, help="most networks that learn where a space is left out")
     arguments.add_argument("--gcn-hidden", type=int, default=128, help="the paper's GCN has 600")
     arguments.add_argument("--forest-networks", type=int, default=2000, help="networks whose kernels train the forests")
@@ -383,16 +287,15 @@ def main() -> None:
     arguments.add_argument("--speed", action="store_true", help="measure predicting, too")
     a = arguments.parse_args()
     (a.work / "networks").mkdir(parents=True, exist_ok=True)
-    groups: dict[str, dict[str, list[Path]]] = defaultdict(dict)
-    for given in a.stores:
-        target, _, paths = given.partition("=")
-        groups[api.load(target).target.precision][target] = [Path(p) for p in paths.split(",")]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for target in a.targets.split(","):
+        groups[api.load(target).target.precision].append(target)
     kept = a.work / "rows.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {r["key"] for r in rows}
     speeds: list[list[Any]] = []
-    for precision, stores in groups.items():
-        group = Group(stores, a)
+    for precision, targets in groups.items():
+        group = Group(targets, a)
         spaces = Counter(n.space or "real" for n in group.nets)
         print(f"{precision}: {len(group.nets)} networks, {dict(spaces)}, heads {group.heads}", flush=True)
         for name, learning, tests in splits(group):
@@ -403,7 +306,7 @@ def main() -> None:
                     continue
                 if estimator == "residual" and name.startswith("only"):
                     continue
-                key = f"{precision}|{name}|{estimator}|{len(learning)}|{a.visits}"
+                key = f"{precision}|{','.join(targets)}|{name}|{estimator}|{len(learning)}|{visits_of(group, name)}"
                 if key in done:
                     continue
                 every = list({n.key: n for part in tests.values() for n in part}.values())
