@@ -23,6 +23,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from foretell.backends import zigzag_search
 from foretell.backends.contract import RunOptions
 from foretell.backends.installed import circumstances, version_of
 from foretell.collector import held
@@ -203,8 +204,8 @@ class _Cache:
         return found
 
 
-def _search(graph: Graph, accelerator: str, where: str) -> Price:
-    """Run ZigZag on one layer.
+def _search(graph: Graph, accelerator: str, where: str, *, quick: bool = True) -> Price:
+    """Run ZigZag on one layer: ``quick`` where that is known to give the same figures, or plainly.
 
     These are the stages of its ``get_hardware_performance_zigzag`` with ``opt="latency"``, without those that draw and
     dump: they take as long as the search of a small layer.
@@ -232,17 +233,23 @@ def _search(graph: Graph, accelerator: str, where: str) -> Price:
         ONNXModelParserStage, AcceleratorParserStage, SumStage, WorkloadStage, MinimalLatencyStage,
         SpatialMappingGeneratorStage, MinimalLatencyStage, TemporalMappingGeneratorStage, CostModelStage,
     ]  # fmt: skip
+    given: dict[str, Any] = {
+        "accelerator": str(inputs / "hardware" / f"{accelerator}.yaml"), "mapping": str(mapping),
+        "loma_lpf_limit": _LPF_LIMIT, "loma_show_progress_bar": False, "nb_mappings_generated": 1,
+        "enable_mix_spatial_mapping_generation": False, "access_same_data_considered_as_no_access": True,
+        "temporal_mapping_type": TemporalMappingType.UNEVEN,
+    }  # fmt: skip
     said = io.StringIO()
     try:
         with held(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main: Any = MainStage(
-                list_of_callables=stages, workload=onnx.load_from_string(write_onnx(graph)),
-                accelerator=str(inputs / "hardware" / f"{accelerator}.yaml"), mapping=str(mapping),
-                loma_lpf_limit=_LPF_LIMIT, loma_show_progress_bar=False, nb_mappings_generated=1,
-                enable_mix_spatial_mapping_generation=False, access_same_data_considered_as_no_access=True,
-                temporal_mapping_type=TemporalMappingType.UNEVEN,
-            )  # fmt: skip
-            answer = main.run()
+            model = onnx.load_from_string(write_onnx(graph))
+            answer = None
+            if quick:
+                with contextlib.suppress(Exception):  # what fails there is for the plain way to tell
+                    answer = zigzag_search.search(model, **given)
+            if answer is None:
+                main: Any = MainStage(list_of_callables=stages, workload=model, **given)
+                answer = main.run()
     except SystemExit as e:
         raise MeasurementError(f"zigzag exited with {e.code}", where=where) from None
     except Exception as e:

@@ -1,0 +1,389 @@
+"""ZigZag's search of a layer, by a shorter way to the same figures.
+
+ZigZag prices every order of a layer's loops in full. Most of that is spent on its containers, on orders that come to
+the same placement, and on the energy of orders that are not the fastest. Here the same code of ZigZag's runs as a
+second copy of five of its modules, over cheap containers: placements are compared by their latency once each, energy
+is asked for where latencies are equal, and the winner alone is priced by ZigZag as it is installed. That price is the
+answer; one that differs from what the copies found means that they are not equivalent, and the search is not trusted.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import operator
+import pickle
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from foretell.backends.installed import version_of
+
+VERSIONS = ("3.9.1",)  # of which the modules below are known to work so
+
+
+class DifferentError(Exception):
+    """The copies do not do what ZigZag does, or cannot."""
+
+
+def search(model: Any, accelerator: str, mapping: str, **options: Any) -> Any:
+    """What ZigZag's ``MainStage`` answers for a network of one layer: ``[(evaluation, ...)]``.
+
+    Raises:
+        DifferentError: the way is not known to lead there.
+    """
+    if version_of("zigzag-dse", "zigzag") not in VERSIONS:
+        raise DifferentError(f"not of version {', '.join(VERSIONS)}")
+    plain, cheap = _accelerator(accelerator)
+    if cheap is None:
+        raise DifferentError("arrays in memory have a cost model of their own")
+    reduce = _module("zigzag.stages.results.reduce_stages")
+    stages = [
+        reduce.SumStage, _module("zigzag.stages.workload_iterator").WorkloadStage, reduce.MinimalLatencyStage,
+        _module("zigzag.stages.mapping.spatial_mapping_generation").SpatialMappingGeneratorStage, _copies().best,
+    ]  # fmt: skip
+    parser = _module("zigzag.parser.onnx.onnx_model_parser").ONNXModelParser(model, mapping)
+    parser.mapping_data = _mapping(mapping)
+    workload = parser.parse_workload_from_onnx_model_and_mapping()
+    main = _module("zigzag.stages.main").MainStage
+    return main(stages, workload=workload, accelerator=plain, cheap_accelerator=cheap, **options).run()
+
+
+@functools.cache
+def _mapping(path: str) -> Any:
+    return _module("zigzag.stages.parser.workload_parser").WorkloadParserStage.parse_mapping_data(path)
+
+
+@functools.cache
+def _accelerator(path: str) -> tuple[Any, Any]:
+    """An accelerator, and its copy of cheap containers; None for arrays in memory."""
+    plain = _module("zigzag.stages.parser.accelerator_parser").AcceleratorParserStage.parse_accelerator(path)
+    if isinstance(plain.operational_array, _module("zigzag.hardware.architecture.imc_array").ImcArray):
+        return plain, None
+    cheap = _cheap(plain)
+    hierarchy = cheap.memory_hierarchy
+    hierarchy.order = tuple(hierarchy.topological_sort())
+    hierarchy.__class__ = _copies().hierarchy
+    if all(a is b or a != b for a in hierarchy.order for b in hierarchy.order):
+        for level in hierarchy.order:
+            level.__class__ = _copies().level
+    # Whether the last memory of one operand is the last of every other that it holds.
+    last = {operand: n - 1 for operand, n in hierarchy.nb_levels.items()}
+    cheap.outermost = all(
+        len({n == last[operand] for operand, n in level.mem_level_of_operands.items()}) == 1
+        for level in hierarchy.order
+    )
+    return plain, cheap
+
+
+def _placement(placed: Any, layer: Any, outermost: bool) -> Any:
+    """All that the cost model uses of an order of loops.
+
+    Of loops at one level only products count: of the relevant ones, of the others, and of either that come last there.
+    Those over a sliding window are both, in fractions. How far the window has moved is cut to whole numbers after each
+    level, for each dimension by itself: only loops of one dimension are told in their order. What is left for the
+    outermost memory follows from the rest, and its order counts for nothing where nothing lies beyond it.
+    """
+    key: list[Any] = []
+    relevancy = layer.loop_relevancy_info
+    last = -1 if outermost else None
+    for operand, levels in placed.mapping_dic_stationary.items():
+        relevant, others = relevancy.get_r_layer_dims(operand), relevancy.get_ir_layer_dims(operand)
+        for loops in levels[:last]:
+            inner, outer = 1, 1
+            window: dict[Any, tuple[Any, ...]] = {}
+            for dim, size in loops:
+                if dim in others:
+                    outer *= size
+                elif dim in relevant:
+                    inner *= size
+                else:
+                    window[dim] = (*window.get(dim, ()), size)
+            key.append((inner, outer, frozenset(window.items())))
+        key.append((placed.mac_level_data_stationary_cycle[operand], *placed.top_r_loop_size[operand][:last]))
+        key.append(tuple(placed.top_ir_loop_size[operand][:last]))
+    return tuple(key)
+
+
+# Cheap containers
+
+
+@functools.cache
+def _operand(kind: Any, name: str) -> Any:
+    """An operand or dimension that hashes and compares as ZigZag's own, which hash in Python: as the integer that is
+    their hash. There is one of a name, so that most comparisons end at identity."""
+    plain = kind(name)
+    made: Any = int.__new__(_operand_type(kind), hash(plain))
+    made.__dict__.update(plain.__dict__)
+    return made
+
+
+@functools.cache
+def _operand_type(kind: Any) -> type:
+    def again(make: Any) -> Any:
+        return functools.cache(lambda self: _operand(kind, make(self).name))
+
+    # Only what an integer would do otherwise: order, and how it is written.
+    own = {k: getattr(kind, k) for k in ("__lt__", "__ge__", "__str__", "__repr__")}
+    versions = {k: again(getattr(kind, k)) for k in ("create_r_version", "create_ir_version") if hasattr(kind, k)}
+    return type(kind.__name__, (int, kind), {**own, **versions})
+
+
+class _Copier(pickle.Pickler):
+    """Copies of ZigZag's objects with cheap operands, and plain strings for the directions of data."""
+
+    def __init__(self, to: io.BytesIO) -> None:
+        super().__init__(to, pickle.HIGHEST_PROTOCOL)
+        self.operand = _module("zigzag.datatypes").OperandABC
+        self.direction = _module("zigzag.hardware.architecture.memory_port").DataDirection
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, self.operand):
+            return _operand, (type(obj), obj.name)
+        if isinstance(obj, self.direction):
+            return sys.intern, (str(obj),)
+        return NotImplemented
+
+
+def _cheap(of: Any) -> Any:
+    to = io.BytesIO()
+    _Copier(to).dump(of)
+    return pickle.loads(to.getvalue())
+
+
+class _Names:
+    """An enumeration's members as plain strings."""
+
+    def __init__(self, members: Any) -> None:
+        for m in members:
+            setattr(self, m.name, sys.intern(m.value))
+        self.all = tuple(sys.intern(m.value) for m in members)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all)
+
+
+class _FourWay:
+    """A figure for every direction of data."""
+
+    __slots__ = ("data", "get", "set")
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data, self.get, self.set = data, data.__getitem__, data.__setitem__
+
+
+class _Pattern:
+    """The figures of one memory."""
+
+    __slots__ = ("attributes", "get_attribute")
+
+    def __init__(self, operand: Any, level: int) -> None:
+        self.attributes: dict[str, _FourWay] = {}
+        self.get_attribute = self.attributes.__getitem__
+
+    def set_attribute(self, attribute: str, values: dict[str, Any]) -> None:
+        self.attributes[attribute] = _FourWay(values)
+
+    def update_single_dir_data(self, direction: str, value: Any) -> None:
+        for a in self.attributes.values():
+            a.data[direction] = value
+
+
+class _Loop:
+    """A loop; there is one of a dimension, size and kind, so that it hashes and compares by identity."""
+
+    __slots__ = ("layer_dim", "loop_type", "name", "size")
+
+    def __init__(self, layer_dim: Any, size: Any, loop_type: str) -> None:
+        self.layer_dim, self.size, self.loop_type, self.name = layer_dim, size, loop_type, layer_dim.name
+
+
+_dimension = operator.attrgetter("name")
+
+
+@functools.lru_cache(maxsize=100_000, typed=True)
+def _loop(layer_dim: Any, size: Any, loop_type: str = "temporal") -> _Loop:
+    return _Loop(layer_dim, size, loop_type)
+
+
+# The copies
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def _copy(name: str, **replaced: Any) -> Any:
+    """A module of ZigZag's once more, with some of its global names replaced."""
+    plain = _module(name)
+    copy = ModuleType(name)
+    copy.__spec__, copy.__file__ = plain.__spec__, plain.__file__
+    plain.__spec__.loader.exec_module(copy)
+    missing = [k for k in replaced if not hasattr(copy, k)]
+    if missing:
+        raise DifferentError(f"{name} has no {', '.join(missing)}")
+    vars(copy).update(replaced)
+    return copy
+
+
+@functools.cache
+def _copies() -> SimpleNamespace:
+    """The copies, and ZigZag's classes with little less to do."""
+    datatypes, ports = _module("zigzag.datatypes"), _module("zigzag.hardware.architecture.memory_port")
+    hierarchies = _module("zigzag.hardware.architecture.memory_hierarchy")
+    levels = _module("zigzag.hardware.architecture.memory_level")
+    constants = SimpleNamespace(
+        **{k: _operand(v.__class__, v.name) for k, v in vars(datatypes.Constants).items() if not k.startswith("_")}
+    )
+    names: dict[str, Any] = {
+        "Constants": constants, "DataDirection": _Names(ports.DataDirection),
+        "DataMoveAttr": _Names(_module("zigzag.mapping.data_movement").DataMoveAttr),
+    }  # fmt: skip
+    mapping = _copy("zigzag.mapping.mapping", DataMovePattern=_Pattern, **names)
+
+    class Mapping(mapping.Mapping):  # type: ignore[misc, name-defined]
+        """Of sizes; of data movements when asked for them."""
+
+        complete = False
+
+        def calc_data_access(self) -> None: ...
+
+        def calc_req_mem_bw_and_data_transfer_rate(self) -> None: ...
+
+        def disable_data_traffic_external(self) -> None: ...
+
+        def movements(self) -> None:
+            if not self.complete:
+                super().calc_data_access()
+                super().calc_req_mem_bw_and_data_transfer_rate()
+                super().disable_data_traffic_external()
+                self.complete = True
+
+    last: list[Any] = []
+
+    def mapped(accelerator: Any, spatial: Any, temporal: Any, *of: Any) -> Any:
+        """An evaluation's two mappings are one where the spatial ones are the same."""
+        if not (last and last[0].spatial_mapping is spatial and last[0].temporal_mapping is temporal):
+            last[:] = [Mapping(accelerator, spatial, temporal, *of)]
+        return last[0]
+
+    cost = _copy(
+        "zigzag.cost_model.cost_model", Mapping=mapped, MemoryAccesses=_FourWay, AccessEnergy=_FourWay,
+        pickle_deepcopy=lambda lists: {k: list(v) for k, v in lists.items()}, **names,
+    )  # fmt: skip
+
+    class Evaluation(cost.CostModelEvaluation):  # type: ignore[misc, name-defined]
+        """Of latency; of energy when asked for it."""
+
+        def run(self) -> None:
+            self.calc_memory_utilization()
+            self.mapping_int.movements()
+            self.calc_latency()
+
+        def energy(self) -> float:
+            self.mapping.movements()
+            self.calc_memory_word_access()
+            self.calc_energy()
+            return float(self.energy_total)
+
+    allocation = _copy("zigzag.opt.loma.memory_allocator", Constants=constants, Loop=_loop)
+    uneven = _module("zigzag.mapping.temporal_mapping").TemporalMappingType.UNEVEN
+
+    class Allocator(allocation.MemoryAllocator):  # type: ignore[misc, name-defined]
+        """Remembers sizes and choices for the other orders of the layer, and tells its order."""
+
+        def run(self) -> Any:
+            placed = super().run()
+            placed.ordering = self.ordering
+            return placed
+
+        def calc_loops_size(self, loops: list[_Loop], layer_op: Any, precision: int) -> Any:
+            # Sizes of spatial loops may be fractions, so that loops of one dimension stay in their order.
+            key = (layer_op, precision, *sorted(loops, key=_dimension))
+            known = self.layer.known
+            if key not in known:
+                known[key] = super().calc_loops_size(loops, layer_op, precision)
+            return known[key]
+
+        def find_best_loop_combination(self, mem_ops: Any, all_sizes: Any, node: Any, top_levels: Any) -> Any:
+            if self.mapping_type != uneven:
+                return super().find_best_loop_combination(mem_ops, all_sizes, node, top_levels)
+            left = [tuple(loop.size for loop in self.unallocated[op]) for op in mem_ops]
+            key = (node.id, *left, *(tuple(all_sizes[op]) for op in mem_ops))
+            known = self.layer.known
+            if key not in known:
+                known[key] = super().find_best_loop_combination(mem_ops, all_sizes, node, top_levels)
+            return known[key]
+
+    errors = {k: getattr(allocation, k) for k in ("MemoryHierarchyTooSmallException", "MemoryTooSmallException")}
+    engine = _copy("zigzag.opt.loma.engine", MemoryAllocator=Allocator, **errors)
+    orders = _copy(
+        "zigzag.stages.mapping.temporal_mapping_generator_stage",
+        LomaEngine=engine.LomaEngine,
+        MemoryAllocator=Allocator,
+    )
+
+    class Hierarchy(hierarchies.MemoryHierarchy):  # type: ignore[misc, name-defined]
+        """One that no longer grows."""
+
+        def topological_sort(self) -> Iterator[Any]:
+            return iter(self.order)
+
+    class Level(levels.MemoryLevel):  # type: ignore[misc, name-defined]
+        """Of memories that all differ: each is equal to itself alone."""
+
+        __eq__ = object.__eq__
+        __hash__ = levels.MemoryLevel.__hash__
+
+    class Best(_module("zigzag.stages.stage").Stage):  # type: ignore[misc]
+        """The last stage, for a layer and a spatial mapping."""
+
+        def is_leaf(self) -> bool:
+            return True
+
+        def run(self) -> Iterator[tuple[Any, None]]:
+            yield _best(**self.kwargs), None
+
+    return SimpleNamespace(best=Best, hierarchy=Hierarchy, level=Level, orders=orders, evaluation=Evaluation)
+
+
+def _best(
+    *, accelerator: Any, cheap_accelerator: Any, layer: Any, spatial_mapping: Any, spatial_mapping_int: Any,
+    temporal_mapping_type: Any, access_same_data_considered_as_no_access: bool, **options: Any,
+) -> Any:  # fmt: skip
+    """ZigZag's evaluation of the best order of loops: of the least latency, of those the least energy, of those the
+    first."""
+    copies = _copies()
+    same = {"access_same_data_considered_as_no_access": access_same_data_considered_as_no_access}
+    cheap, spatial, whole = _cheap((layer, spatial_mapping, spatial_mapping_int))
+    cheap.known = {}  # of the allocator
+    if spatial.mapping_dict_origin == whole.mapping_dict_origin:
+        whole = spatial
+    given = SimpleNamespace(mapping_dict_origin=whole)  # a mapping takes the object as well as what it was made of
+    stage = copies.orders.TemporalMappingGeneratorStage(
+        [None], accelerator=cheap_accelerator, layer=cheap, spatial_mapping=spatial,
+        temporal_mapping_type=temporal_mapping_type, **options,
+    )  # fmt: skip
+    found: dict[Any, Any] = {}
+    for placed in stage.generate_temporal_mappings():
+        key = _placement(placed, cheap, cheap_accelerator.outermost)
+        if key not in found:
+            found[key] = copies.evaluation(
+                accelerator=cheap_accelerator, layer=cheap, spatial_mapping=spatial, spatial_mapping_int=given,
+                temporal_mapping=placed, **same,
+            )  # fmt: skip
+    least = min(e.latency_total2 for e in found.values())
+    energy, best = min(((e.energy(), e) for e in found.values() if e.latency_total2 == least), key=lambda x: x[0])
+    order = best.temporal_mapping.ordering
+    again = _module("zigzag.opt.loma.memory_allocator").MemoryAllocator(
+        accelerator, layer, spatial_mapping, order, temporal_mapping_type
+    )
+    price = _module("zigzag.cost_model.cost_model").CostModelEvaluation(
+        accelerator=accelerator, layer=layer, spatial_mapping=spatial_mapping, spatial_mapping_int=spatial_mapping_int,
+        temporal_mapping=again.run(), **same,
+    )  # fmt: skip
+    if (price.latency_total2, price.energy_total) != (least, energy):
+        raise DifferentError(f"{least}, {energy} here; {price.latency_total2}, {price.energy_total} there")
+    return price

@@ -1,0 +1,97 @@
+"""The short way through ZigZag's search leads to the same figures as ZigZag's own."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from foretell.backends import zigzag, zigzag_search
+from foretell.errors import MeasurementError
+from foretell.generate.builder import Builder
+
+pytest.importorskip("zigzag")
+if zigzag.Backend().version() not in zigzag_search.VERSIONS:
+    pytest.skip("another version: the plain way is all there is", allow_module_level=True)
+
+
+def layer(make):
+    """The last node that ZigZag prices of what ``make`` builds, as it is searched for."""
+    b = Builder("layer", bias=False)
+    b.output(make(b))
+    kind = [k for k in b.graph().kinds if zigzag.priced(k)][-1]
+    return zigzag._layer_graph(kind)
+
+
+def product(*shapes):
+    return lambda b: b.op("MatMul", [b.input(s) for s in shapes])
+
+
+LAYERS = {
+    "dense": lambda b: b.conv(b.input((1, 8, 6, 6)), 12, 3),
+    "strided": lambda b: b.conv(b.input((1, 3, 21, 21)), 8, 5, stride=2),
+    "point": lambda b: b.conv(b.input((2, 36, 7, 9)), 50, 1),
+    "depthwise": lambda b: b.conv(b.input((1, 72, 9, 9)), 72, 3, group=72),
+    "grouped": lambda b: b.conv(b.input((1, 16, 4, 6)), 24, 3, group=4),
+    "dilated": lambda b: b.conv(b.input((1, 8, 4, 14)), 16, 3, dilation=2),
+    "one step": lambda b: b.conv(b.input((1, 1, 1, 1)), 1, 1),
+    "matrix": lambda b: b.op("MatMul", [b.input((10, 30)), b.weight(30, 70)]),
+    "heads": product((1, 3, 49, 16), (1, 3, 16, 49)),
+    "batch": product((2, 20, 33), (2, 33, 12)),
+}
+
+
+@pytest.mark.parametrize("accelerator", ["tpu_like", "edge_tpu_like"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_both_ways_lead_to_the_same_figures(accelerator, name, monkeypatch):
+    graph, taken = layer(LAYERS[name]), []
+    search = zigzag_search.search
+    monkeypatch.setattr(zigzag_search, "search", lambda *a, **k: taken.append(search(*a, **k)) or taken[-1])
+    short = zigzag._search(graph, accelerator, name)
+    assert len(taken) == 1
+    assert short == zigzag._search(graph, accelerator, name, quick=False)
+
+
+@pytest.mark.parametrize("name", ["strided", "depthwise", "grouped"])
+def test_orders_that_count_as_the_same_have_the_same_figures(name, monkeypatch):
+    """Every order is priced, which the search itself saves."""
+    copies, placement = zigzag_search._copies(), zigzag_search._placement
+    evaluation, keys, prices = copies.evaluation, [], []
+
+    def apart(*a):
+        keys.append(placement(*a))
+        return len(keys)
+
+    def priced(**k):
+        found = evaluation(**k)
+        prices.append((found.latency_total2, found.energy(), zigzag._busy(found)))
+        return found
+
+    monkeypatch.setattr(zigzag_search, "_placement", apart)
+    monkeypatch.setattr(copies, "evaluation", priced)
+    zigzag._search(layer(LAYERS[name]), "edge_tpu_like", name)
+    assert len(set(keys)) < len(keys) == len(prices)
+    assert len(set(zip(keys, prices, strict=True))) == len(set(keys))
+
+
+@pytest.mark.parametrize("why", ["version", "error", "figures"])
+def test_the_plain_way_is_taken_where_the_short_one_is_not_known(why, monkeypatch):
+    graph = layer(LAYERS["grouped"])
+    price = zigzag._search(graph, "tpu_like", "l")
+    if why == "version":
+        monkeypatch.setattr(zigzag_search, "VERSIONS", ())
+    elif why == "error":
+        monkeypatch.setattr(zigzag_search, "_placement", lambda *a: 1 / 0)
+    else:  # the copies price it otherwise than ZigZag
+        energy = zigzag_search._copies().evaluation.energy
+        monkeypatch.setattr(zigzag_search._copies().evaluation, "energy", lambda self: energy(self) + 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(contextlib, "suppress", lambda *_: contextlib.nullcontext())
+            with pytest.raises(MeasurementError, match="DifferentError"):
+                zigzag._search(graph, "tpu_like", "l")
+    assert zigzag._search(graph, "tpu_like", "l") == price
+
+
+def test_arrays_in_memory_are_priced_plainly():
+    graph = layer(LAYERS["point"])
+    assert zigzag._search(graph, "dimc", "l") == zigzag._search(graph, "dimc", "l", quick=False)
