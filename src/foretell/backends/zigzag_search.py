@@ -9,11 +9,10 @@ answer; one that differs from what the copies found means that they are not equi
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
-import io
 import operator
-import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -131,26 +130,19 @@ def _operand_type(kind: Any) -> type:
     return type(kind.__name__, (int, kind), {**own, **versions})
 
 
-class _Copier(pickle.Pickler):
-    """Copies of ZigZag's objects with cheap operands, and plain strings for the directions of data."""
-
-    def __init__(self, to: io.BytesIO) -> None:
-        super().__init__(to, pickle.HIGHEST_PROTOCOL)
-        self.operand = _module("zigzag.datatypes").OperandABC
-        self.direction = _module("zigzag.hardware.architecture.memory_port").DataDirection
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, self.operand):
-            return _operand, (type(obj), obj.name)
-        if isinstance(obj, self.direction):
-            return sys.intern, (str(obj),)
-        return NotImplemented
-
-
 def _cheap(of: Any) -> Any:
-    to = io.BytesIO()
-    _Copier(to).dump(of)
-    return pickle.loads(to.getvalue())
+    """A copy of ZigZag's objects with cheap operands, and plain strings for the directions of data."""
+    operand = _module("zigzag.datatypes").OperandABC
+    direction = _module("zigzag.hardware.architecture.memory_port").DataDirection
+    # How a class is copied is the class's to say; no other copy is made meanwhile.
+    before = direction.__deepcopy__
+    operand.__deepcopy__ = lambda self, memo: _operand(type(self), self.name)
+    direction.__deepcopy__ = lambda self, memo: sys.intern(str(self))
+    try:
+        return copy.deepcopy(of)
+    finally:
+        del operand.__deepcopy__
+        direction.__deepcopy__ = before
 
 
 class _Names:
@@ -218,14 +210,14 @@ def _module(name: str) -> Any:
 def _copy(name: str, **replaced: Any) -> Any:
     """A module of ZigZag's once more, with some of its global names replaced."""
     plain = _module(name)
-    copy = ModuleType(name)
-    copy.__spec__, copy.__file__ = plain.__spec__, plain.__file__
-    plain.__spec__.loader.exec_module(copy)
-    missing = [k for k in replaced if not hasattr(copy, k)]
+    again = ModuleType(name)
+    again.__spec__, again.__file__ = plain.__spec__, plain.__file__
+    plain.__spec__.loader.exec_module(again)
+    missing = [k for k in replaced if not hasattr(again, k)]
     if missing:
         raise DifferentError(f"{name} has no {', '.join(missing)}")
-    vars(copy).update(replaced)
-    return copy
+    vars(again).update(replaced)
+    return again
 
 
 @functools.cache
