@@ -49,7 +49,8 @@ def png(
 
     spread(axes[0][0], macs, np.geomspace(macs.min(), macs.max() * 1.01, 34), "MACs")
     spread(axes[0][1], depth, np.geomspace(1, depth.max() * 1.01, 24), "layers with MACs on the longest path")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].set_ylim(top=1.6 * axes[0][0].get_ylim()[1])  # room for the legend above the bars
+    axes[0][0].legend(fontsize=8, loc="upper left", ncols=2)
     for colour, p in zip(colours, parts, strict=True):
         axes[0][2].scatter(macs[p], depth[p], s=3, c=colour, alpha=0.35, linewidths=0)
     axes[0][2].set(xscale="log", yscale="log", xlabel="MACs", ylabel="depth")
