@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +28,15 @@ from foretell.graph.kinds import NodeKind
 from foretell.models.accelerators import WIDTH, Bounds, Priced
 from foretell.models.features import Kernel, KernelKind, Lowered
 
+if TYPE_CHECKING:
+    from foretell.models.accelerators.vela_cycles import Spent
+
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
 BRICK = 16  # channels of the brick format in which maps are kept
 MOST_STRIDE = 3
+_SPREAD = 4 / 3  # of the time of products whose results lie in the slow memory, where there are several matrices
 
 
 class Memory(NamedTuple):
@@ -51,7 +56,8 @@ class Npu:
         micro: height, width and depth of a micro-block of outputs.
         banks: KiB of its shared memory.
         grain: banks that an input block and an accumulator block are rounded up to.
-        per_element: cycles of the output stage for an element: sum, product, maximum pool, others, 32-bit.
+        per_element: cycles of the output stage for an element: sum, product, maximum pool, others, of 32 bits, product
+            of 8 into 32 bits.
         lut: cycles of an element through a table.
         clock_hz, fast, slow: of the system. Weights and constants lie in ``slow``.
         edges_slow: whether inputs and outputs of the network lie in the slow memory.
@@ -62,7 +68,7 @@ class Npu:
     micro: Size
     banks: int
     grain: tuple[int, int]
-    per_element: tuple[float, float, float, float, float]
+    per_element: tuple[float, ...]
     lut: float
     clock_hz: float
     fast: Memory
@@ -73,8 +79,9 @@ class Npu:
 
 _U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), False)
 _U65 = (1e9, Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128), True)
-_P32, _P64, _P128 = (6, 3, 1, 2, 2), (3, 1.5, 0.5, 1, 1.5), (1.5, 0.75, 0.25, 0.5, 1.25)
-_P256, _P512 = (0.75, 0.375, 0.125, 0.25, 1.125), (0.375, 0.1875, 0.0625, 0.125, 0.5625)
+_P32, _P64, _P128 = (6, 3, 1, 2, 3, 3), (3, 1.5, 0.5, 1, 1.5, 1.5), (1.5, 0.75, 0.25, 0.5, 1.25, 0.75)
+_P256, _P512 = (0.75, 0.375, 0.125, 0.25, 1.125, 0.5), (0.375, 0.1875, 0.0625, 0.125, 0.5625, 0.25)
+_SORTED = ("sum", "product", "maximum", "other", "wide", "widened")
 NPUS = {
     "ethos-u55-32": Npu("u55", 32, (1, 1, 4), 16, (2, 4), _P32, 1.0, *_U55),
     "ethos-u55-64": Npu("u55", 64, (1, 1, 8), 16, (2, 4), _P64, 1.0, *_U55),
@@ -86,11 +93,14 @@ NPUS = {
 
 
 class Layer(NamedTuple):
-    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle or elementwise.
+    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle, elementwise, turn (two axes change
+    places), sum (over channels) or product (of two maps).
 
-    ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits).
+    ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits), widened.
     ``operand`` is the size of a second input, ``times`` how often the layer is run (groups), ``taps`` how many of the
-    kernel's elements are not zeros put between them for the sake of dilation (0: not told).
+    kernel's elements are not zeros put between them for the sake of dilation (0: not told). ``plain`` says whether its
+    input and its output lie row by row rather than in bricks, ``width`` how many bytes elements of the input, of the
+    second input and of the output have, ``ones`` whether all weights are alike.
     """
 
     what: str
@@ -105,6 +115,9 @@ class Layer(NamedTuple):
     constant: bool = False  # whether the operand is one
     times: int = 1
     taps: int = 0
+    plain: tuple[bool, bool] = (False, False)
+    width: tuple[int, int, int] = (1, 1, 1)
+    ones: bool = False
 
 
 class Cost(NamedTuple):
@@ -128,10 +141,55 @@ def up(a: int, b: int) -> int:
 class Ethos:
     """Closed form of one of :data:`NPUS`."""
 
-    name = "ethos/2"
+    name = "ethos/3"
 
-    def __init__(self, npu: Npu) -> None:
-        self.npu = npu
+    def __init__(self, device: str) -> None:
+        self.device, self.npu = device, NPUS[device]
+
+    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+        return self._by_commands(graph, lowered) or self._by_kernels(graph, lowered)
+
+    def _by_commands(self, graph: Graph, lowered: Lowered) -> Priced | None:
+        """Prices from the commands of the file that the compiler gets; None if there is no such file."""
+        from foretell.models.accelerators.vela_cycles import spent
+        from foretell.models.accelerators.vela_order import commands_of
+        from foretell.models.accelerators.vela_staging import system_of
+
+        system = system_of(self.device)
+        order = commands_of(graph, self.npu.family)
+        if system is None or order is None:
+            return None
+        owner = {n: i for i, kernel in enumerate(lowered.kernels) for n in kernel.nodes}
+        parts: list[list[Spent]] = [[] for _ in lowered.kernels]
+        waiting: list[Spent] = []  # of nodes that are in no kernel: they count to what comes next
+        at = -1
+        for c, one in zip(order, spent(system, order), strict=True):
+            found = max((owner[n] for n in c.nodes if n in owner), default=-1)
+            waiting.append(one)
+            if found >= 0:
+                at = found
+                parts[at] += waiting
+                waiting = []
+        if waiting and at >= 0:
+            parts[at] += waiting
+        rows = np.zeros((len(parts), 1 + WIDTH))
+        busy = np.zeros((len(parts), 2))
+        for i, part in enumerate(parts):
+            costs = [p.cost for p in part]
+            edges = any(p.reads_edge for p in part), any(p.writes_edge for p in part)
+            rows[i] = self._row(sum(p.total for p in part), costs, edges)
+            busy[i] = sum(p.npu for p in part), sum(p.memory for p in part)
+        return Priced(rows[:, 0], None, rows[:, 1:], busy / self.npu.clock_hz)
+
+    def _row(self, total: float, costs: Sequence[Cost], edges: tuple[bool, bool]) -> tuple[float, ...]:
+        """Seconds of a kernel, and its features."""
+        main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
+        total = max(total, 1.0)
+        return (
+            total / self.npu.clock_hz, math.log(total), *(math.log(v + 1) - math.log(total) for v in main[:3]),
+            math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
+            len(costs) + 10 * edges[0] + 20 * edges[1],
+        )  # fmt: skip
 
     def _costs(
         self, graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str, reads_edge: bool, writes_edge: bool
@@ -145,7 +203,8 @@ class Ethos:
         moved = kind.traffic / self.npu.fast.width
         return [Cost(moved, 0.0, moved, 0.0, moved, 0.0, 0.0, 1.0)]
 
-    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+    def _by_kernels(self, graph: Graph, lowered: Lowered) -> Priced:
+        """Prices from the kernels alone, for networks that no file can be written of."""
         npu = self.npu
         edges = {*graph.inputs, *graph.outputs}
         rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
@@ -167,13 +226,7 @@ class Ethos:
                 memory = max(c.slow, c.fast) if plain < staged else max(c.slow_staged, c.fast_staged)
                 busy[i] += (min(plain, staged), max(c.slow_staged - c.waits, c.fast)) if c.waits else (c.npu, memory)
                 before = c.npu
-            main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
-            total = max(total, 1.0)
-            rows[i] = (
-                total / npu.clock_hz, math.log(total), *(math.log(v + 1) - math.log(total) for v in main[:3]),
-                math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
-                len(costs) + 10 * reads_edge + 20 * writes_edge,
-            )  # fmt: skip
+            rows[i] = self._row(total, costs, (reads_edge, writes_edge))
         return Priced(rows[:, 0], None, rows[:, 1:], busy / npu.clock_hz)
 
     def bounds(self, features: Array) -> Bounds:
@@ -362,7 +415,7 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     space = [up(min(n, m), u) for n, m, u in zip(layer.ofm, (32, 64, 128), npu.micro, strict=True)]
     h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
     if layer.ofm[2] > 16:
-        d = np.arange(16, up(space[2], 16) + 1, 16)
+        d = np.append(np.arange(16, space[2], 16), space[2])
     else:
         d = np.array([min(up(max(uc, min(space[2], 16)), uc), space[2])])
     reach = [min((k - 1) * g + 1, 8) for k, g in zip(layer.kernel, layer.dilation, strict=True)]
@@ -371,29 +424,50 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     iw = -(-((w - 1) * layer.stride[1] + reach[1]) // uw) * uw
     area_in, area = ih[:, None, None] * iw[None, :, None], h[:, None, None] * w[None, :, None]
     depth_in = d[None, None, :] if same else np.full((1, 1, len(d)), deep)
-    taken = area_in * (-(-depth_in // 8) * 8)
+    wide = max(layer.width[:2])
+    taken = area_in * (-(-depth_in * wide // 8) * 8)
     free = npu.banks - 2 - max(2 if layer.lut else 0, 2 if npu.banks > 16 else 0)
-    g_in, g_acc = npu.grain
+    g_in, g_acc = npu.grain[0] * (2 if wide > 1 else 1), npu.grain[1]
     banks = -(-(-(-taken // 1024) * 2) // g_in) * g_in
     if layer.what == "elementwise":
         fits = banks * (2 if layer.operand else 1) <= free
     else:
-        sums = -(-(area * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
+        single = layer.ofm[0] == layer.kernel[0] == 1  # a row takes no second one's sums
+        sums = -(-((area if not single else area // uh) * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
         fits = banks + -(-sums // g_acc) * g_acc <= free
     rows, columns = -(-layer.ofm[0] // h)[:, None, None], -(-layer.ofm[1] // w)[None, :, None]
-    if layer.what in ("elementwise", "copy"):
-        price = 1.0 / (area * d[None, None, :])
+    # In single precision and in this order, as the compiler does: among equals, rounding decides.
+    one = np.float32
+    tall, wide_, thick = one(layer.ofm[0]) / h.astype(one), one(layer.ofm[1]) / w.astype(one), one(layer.ofm[2]) / d.astype(one)
+    if layer.what == "elementwise":
+        price = np.maximum(one(math.prod(layer.ofm)) / (area * d[None, None, :]).astype(one), one(1))
     else:
-        price = area_in * c * again * (layer.ofm[0] / h)[:, None, None] * (layer.ofm[1] / w)[None, :, None]
+        price = (area_in * (c * again)).astype(one) * wide_[None, :, None] * tall[:, None, None]
         if not same:
-            price = price * (-(-layer.ofm[2] // d))[None, None, :]
+            price = price * (-(-layer.ofm[2] // d)).astype(one)
         if layer.what in ("conv", "depthwise"):
-            price = price + taps * c * rows * columns * (layer.ofm[2] if layer.what == "conv" else 1)
-        price = np.where(math.prod(layer.ifm) < 2 * area_in * depth_in, price / 2, price)
-    price = np.broadcast_to(np.where(fits, price, np.inf), fits.shape).transpose(2, 0, 1)  # of equals the flattest
-    e, a, b = np.unravel_index(int(np.argmin(price)), price.shape)
+            fetched = (taps * c * rows * columns).astype(one)
+            price = price + (fetched * (d.astype(one) * thick) if layer.what == "conv" else fetched)
+        price = price / one(math.prod(layer.ofm))
+        price = np.where(math.prod(layer.ifm) < 2 * area_in * depth_in, price / one(2), price)
+    price = np.broadcast_to(np.where(fits, price, one(np.inf)), fits.shape).transpose(2, 0, 1)
+    e, a, b = _cheapest(price, layer, h, w, ih, iw)
     out = (int(h[a]), int(w[b]), int(d[e]))
     return Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
+
+
+def _cheapest(price: Array, layer: Layer, h: Array, w: Array, ih: Array, iw: Array) -> tuple[int, int, int]:
+    """Which of blocks (depths, heights, widths) is taken: of equals the first, unless there are small ones; of these the
+    last that covers most of the input."""
+    alike = price == price.min()
+    at = int(np.argmax(alike))
+    small = alike & ((h <= 4)[:, None] & (w <= 4)[None, :])[None]
+    if small.any():
+        covered = np.minimum(ih, layer.ifm[0])[:, None] * np.minimum(iw, layer.ifm[1])[None, :]
+        most = np.where(small, covered[None], 0)
+        at = int(np.flatnonzero((most == most.max()).ravel())[-1])
+    e, a, b = np.unravel_index(at, price.shape)
+    return int(e), int(a), int(b)
 
 
 def parts_of(k: int) -> list[tuple[int, int]]:
@@ -411,28 +485,42 @@ def clip(a: Size, b: Size) -> Size:
 
 
 @lru_cache(maxsize=100_000)
-def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
-    """Cycles of ``layer``; whether it reads or writes the network's inputs or outputs says in which memory they lie."""
+def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool, staged: bool = False) -> Cost:
+    """Cycles of ``layer``; whether it reads or writes the network's inputs or outputs says in which memory they lie.
+
+    ``staged``: whether scales come from the fast memory, as weights that are staged do.
+    """
     if layer.what == "shuffle":  # channels of groups are interleaved
         n = float(math.prod(layer.ofm))
         return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
-    block = block_of(npu, layer)
+    if layer.what == "turn":
+        return _turned(npu, layer)
+    if layer.what == "product":
+        return _multiplied(npu, layer)
+    return _priced(npu, layer, block_of(npu, layer), reads_edge, writes_edge, staged)
+
+
+def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge: bool, staged: bool) -> Cost:
     ifm, ofm = layer.ifm, layer.ofm
     ob, ib = clip(block.ofm, ofm), clip(block.ifm, ifm)
     source = npu.slow if reads_edge and npu.edges_slow else npu.fast
     sink = npu.slow if writes_edge and npu.edges_slow else npu.fast
-    brick_in, brick_out = not reads_edge, not writes_edge
+    brick_in, brick_out = not (reads_edge or layer.plain[0]), not (writes_edge or layer.plain[1])
+    bytes_in, bytes_second, bytes_out = layer.width
     run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
-    run_out = 16 * ob[1] * npu.cores if brick_out else min(64, 16 * npu.cores, ob[2])
-    over_in, over_out = _burst(source, run_in), _burst(sink, run_out)
+    if brick_out:
+        run_out = 16 * ob[1] * npu.cores
+    else:
+        run_out = block.ofm[2] * ob[1] if block.ofm[2] <= BRICK and block.ofm[2] == ofm[2] else min(64, 16 * npu.cores, block.ofm[2])
+    over_in, over_out = _burst(source, run_in * bytes_in), _burst(sink, run_out * bytes_out)
     deep_in = up(ifm[2], BRICK) if brick_in else ifm[2]
     deep_out = up(ofm[2], BRICK) if brick_out else ofm[2]
-    element = npu.per_element[("sum", "product", "maximum", "other", "wide").index(layer.sort)]
+    element = npu.per_element[_SORTED.index(layer.sort)]
     if layer.lut:
         element = max(element, npu.lut)
-    first = source.read + math.prod(ib) * over_in / source.width
-    last = sink.write + math.prod(ob) * over_out / sink.width
-    written = ofm[0] * ofm[1] * deep_out * over_out
+    first = source.read + math.prod(ib) * over_in * bytes_in / source.width
+    last = sink.write + math.prod(ob) * over_out * bytes_out / sink.width
+    written = ofm[0] * ofm[1] * deep_out * over_out * bytes_out
     taps = layer.kernel[0] * layer.kernel[1]
     weights = scales = 0.0
     again = 0
@@ -441,20 +529,21 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         n = ofm[0] * ofm[1] * deep_out
         own = max(element * n, (max(first, last) / math.prod(block.ofm) + element) / 4 * n)
         output = element * n
-        second = 0.0 if layer.operand is None else float(n)
-        moved = {"source": float(n) * over_in, "sink": written, "second": second}
+        read = float(ofm[0] * ofm[1] * (up(ofm[2], BRICK) if brick_in else ofm[2]))
+        second = 0.0 if layer.operand is None else read * bytes_second
+        moved = {"source": read * over_in * bytes_in, "sink": written, "second": second}
     else:
         rows, columns = -(-ofm[0] // ob[0]), -(-ofm[1] // ob[1])
-        turns = 1 if layer.what != "conv" else -(-ofm[2] // ob[2])
+        turns = 1 if layer.what not in ("conv", "sum") else -(-ofm[2] // ob[2])
         pieces = -(-layer.kernel[0] // 8) * -(-layer.kernel[1] // 8)
         again = rows * columns
         mac = _mac_cycles(npu, layer, block, ib, ob)
-        micro = [-(-n // u) for n, u in zip(ob, npu.micro, strict=True)]
-        blocks = math.prod(-(-n // u) for n, u in zip(ofm, npu.micro, strict=True)) / math.prod(micro)
+        micro = [-(-n // u) for n, u in zip(ob, _micro(npu, layer), strict=True)]
+        blocks = math.prod(-(-n // u) for n, u in zip(ofm, _micro(npu, layer), strict=True)) / math.prod(micro)
         stage = element * math.prod(ob)
         if layer.what in ("conv", "depthwise"):
             weights, scales = weights_of(layer, block.by_part)
-            stage = max(stage, 10 * ob[2] * npu.slow.read / 256)
+            stage = max(stage, 10 * ob[2] * (npu.fast if staged else npu.slow).read / 256)
         issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
         m, a = max(mac, issue), max(stage, issue)
         own = (m * blocks + a if m > a else a * blocks + m) + first + last
@@ -462,29 +551,69 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
         ideal = math.prod(ofm) * taps * (ifm[2] if layer.what == "conv" else 1) / npu.macs
         useful = min(1.0, ideal / max(own, 1.0))
         moved = {
-            "source": ib[0] * ib[1] * deep_in * pieces * again * turns * over_in, "sink": written, "second": 0.0,
+            "source": ib[0] * ib[1] * deep_in * pieces * again * turns * over_in * bytes_in, "sink": written, "second": 0.0,
         }  # fmt: skip
     bytes_slow = (moved["source"] if source is npu.slow else 0.0) + (moved["sink"] if sink is npu.slow else 0.0)
     bytes_fast = moved["source"] + moved["sink"] - bytes_slow
     if layer.constant:  # kept channel by channel, so that only the channels of a block lie together
-        bytes_slow += moved["second"] * _burst(npu.slow, ib[2])
+        bytes_slow += moved["second"] * _burst(npu.slow, ib[2] * bytes_second)
     else:
-        bytes_fast += moved["second"] * (_burst(npu.fast, run_in))
+        bytes_fast += moved["second"] * _burst(npu.fast, run_in * bytes_second)
     slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
     scaling = again * scales / npu.slow.width
-    plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
+    plain, once = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
     transfer = (weights + scales) / npu.slow.width + npu.slow.read
     t = layer.times
     return Cost(
-        own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
+        own * t, plain * t, fast * t, once * t, fast * t + (1 + again) * weights / npu.fast.width * t,
         (transfer if weights else 0.0) * t, output * t, useful,
         weights / npu.slow.width * t if layer.what == "conv" and t > 1 and ofm[:2] == (1, 1) else 0.0,
     )  # fmt: skip
 
 
+def _turned(npu: Npu, layer: Layer) -> Cost:
+    """Two axes change places: a copy in blocks of the input's channels, of a map that lies row by row."""
+    h, w, c = layer.ifm
+    n = float(h * w * c)
+    deep = BRICK * -(-c // BRICK) if c > BRICK else up(c, 8)
+    columns = min(w, 4)
+    run_in = min(deep, 32) * (columns if deep == c else 1)
+    run_out = deep * columns if deep == c <= BRICK else min(BRICK * npu.cores, deep)
+    moved = n * (_burst(npu.fast, run_in) + _burst(npu.fast, run_out)) / npu.fast.width
+    own = npu.per_element[_SORTED.index("maximum")] * n + npu.fast.read
+    return Cost(own, 0.0, moved, 0.0, moved, 0.0, own, 1.0)
+
+
+def _multiplied(npu: Npu, layer: Layer) -> Cost:
+    """A product of two maps: for every column all products, in 32 bits, then their sums.
+
+    Where feature maps of the network's edge lie in the slow memory (U65), these products do, too.
+    """
+    matrices, rows, depth = layer.ifm
+    columns, n = layer.ofm[2], float(math.prod(layer.ifm))
+    total = Layer("sum", layer.ifm, (matrices, rows, 1), plain=(True, True))
+    block = block_of(npu, total._replace(width=(4, 1, 1)))
+    summed = _priced(npu, total, block, npu.edges_slow, False, False)
+    each = npu.per_element[_SORTED.index("widened")]
+    if npu.edges_slow and matrices > 1:
+        each *= _SPREAD
+    own = (each * n + summed.npu) * columns
+    fast, slow = (1.05, 2.0) if npu.edges_slow else (3.25, 0.0)  # bytes a product
+    fast, slow = fast * n * columns / npu.fast.width, slow * n * columns / npu.slow.width
+    return Cost(own, slow, fast, slow, fast, 0.0, (each * n + summed.output) * columns, 1.0 / columns)
+
+
+def _micro(npu: Npu, layer: Layer) -> Size:
+    """The micro-block: a single row of even width is computed twice as wide where micro-blocks have two rows."""
+    h, w, d = npu.micro
+    row = layer.what in ("conv", "depthwise") and layer.ofm[0] == 1 and layer.ofm[1] % 2 == 0 and layer.kernel[0] == 1
+    return (1, 2 * w, d) if row and h == 2 else npu.micro
+
+
 def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> float:
     """Cycles of the multipliers for one block of outputs."""
-    nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
+    high, wide, _ = _micro(npu, layer)
+    nxy = -(-ob[0] // high) * -(-ob[1] // wide)
     nz = -(-ob[2] // npu.micro[2])
     feed = 4 * npu.micro[2]
     wait = 3 if npu.macs == 32 else 2
@@ -509,7 +638,7 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
                 delay = wait * steps if nz == 1 else wait * (steps - 1) * nz if steps > 1 else 0
                 delay *= groups_in if block.by_part else 1
             total += rows * columns * (cycles + delay)
-    if layer.what == "conv":
+    if layer.what in ("conv", "sum"):
         total *= -(-layer.ifm[2] // ib[2])
     return total / npu.cores if npu.family == "u65" else total
 
@@ -517,6 +646,8 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
 def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
     """Bytes of the compressed weights and of the scales of a layer."""
     taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
+    if layer.ones:  # these compress to an eighth of a byte
+        return float(up(up(taps, 4) * k // 8 + 16, 16)), float(up(10 * k, 16))
     if layer.what == "depthwise":
         raw, padded = taps * k, up(taps, 4) * k
     elif by_part:
@@ -530,5 +661,4 @@ def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
 
 def closed_form(device: str) -> Ethos | None:
     """The closed form of a device in its usual system; None for another system or another device."""
-    npu = NPUS.get(device)
-    return Ethos(npu) if npu is not None else None
+    return Ethos(device) if device in NPUS else None

@@ -16,8 +16,8 @@ import numpy as np
 from foretell.errors import UnsupportedError
 from foretell.graph.ir import Graph
 from foretell.models.accelerators.vela_cascades import cascades
-from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
-from foretell.models.accelerators.vela_order import commands
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, up
+from foretell.models.accelerators.vela_order import commands_of
 from foretell.models.accelerators.vela_staging import Life, System, system_of, weight_lives
 
 Array = np.ndarray[Any, Any]
@@ -114,13 +114,11 @@ def _kept(lives: Sequence[Life], used: Array, within: AbstractSet[Command], limi
 
 def peak_bytes(device: str, graph: Graph) -> int | None:
     """Bytes of fast memory on an Ethos-U; None if nothing can be said: the network has no TFLite file."""
-    from foretell.formats.tflite_outline import outline
-
     npu = system_of(device)
     if npu is None:
         return None
     try:
-        order = commands(outline(graph), npu.family)
+        order = commands_of(graph, npu.family)
         if not order:
             return None
         peak = _peak_with_room(npu, order) if npu.limit > _ROOMY else _peak_within(npu, order)

@@ -8,14 +8,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from foretell.models.accelerators.vela_commands import BRICK, OUTPUT, Command, Commands, Map
+from foretell.errors import UnsupportedError
+from foretell.graph.ir import Graph
+from foretell.models.accelerators.ethos import Size
+from foretell.models.accelerators.vela_command import BRICK, OUTPUT, Command, Map
+from foretell.models.accelerators.vela_commands import Commands
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline
 
+_SHALLOW = 8  # channels below which maps are folded
 _MOST_CHAINED, _MOST_OPERANDS = 4, 3  # U85: commands of a chain, and what they read from outside of it
 
 
@@ -76,6 +84,8 @@ def _rides(last: Command, c: Command, family: str) -> bool:
     if m not in c.reads or len(m.readers) != 1 or len(m.writers) != 1 or m.edge or last.part or last.what == "copy":
         return False
     if c.what in ("lut", "relu"):
+        if c.folded and not last.folded:
+            return False
         return not last.activated and not (family == "u85" and last.what == "transpose")
     return (
         family == "u85" and c.what == "elementwise" and last.what not in ("transpose", "other", "resize")
@@ -107,11 +117,47 @@ def _set_formats(order: Iterable[Command]) -> None:
             m.plain |= start % BRICK > 0 or bool(m.edge)
 
 
+def _fold(order: Iterable[Command]) -> None:
+    """Maps of few channels are computed element by element as if they had more, if they are read and written whole: then
+    they lie row by row."""
+    for c in order:
+        count = math.prod(c.ofm)
+        same = c.ifm == c.ofm and all(math.prod(m.shape) == count for m in (*c.reads, c.out))
+        if c.what not in ("elementwise", "lut", "relu", "copy") or c.ofm[2] >= _SHALLOW or not same or c.part:
+            continue
+        if (c.constant and not (c.scalar or c.whole)) or any(c.starts):
+            continue
+        for m in (*c.reads, c.out):
+            m.plain = True
+        c.ifm = c.ofm = folded(count)
+        c.folded = True
+
+
+@lru_cache(maxsize=10_000)
+def folded(count: int) -> Size:
+    """A size with so many elements: its channels are the smallest prime factors that give 16, the others are dealt out to
+    height and width, the largest first."""
+    factors, n, p = list[int](), count, 2
+    while n > 1:
+        while n % p:
+            p = p + 1 if p * p <= n else n
+        factors.append(p)
+        n //= p
+    depth, k = 1, 0
+    while k < len(factors) and depth < BRICK:
+        depth *= factors[k]
+        k += 1
+    rest = factors[k:][::-1]
+    return math.prod(rest[::2]), math.prod(rest[1::2]), depth
+
+
 def commands(file: Outline, family: str) -> list[Command]:
     """What an NPU of a family (u55, u65, u85) runs for ``file``, in order."""
     made = Commands(file, family)
     gone = _read_in_place(made.slices)
-    _written_in_place(c for c in reversed(made.all) if c.what == "copy" and c not in gone)
+    gone |= _written_in_place(c for c in reversed(made.all) if c.what == "copy" and c not in gone)
+    if family != "u85":
+        _fold(c for c in made.all if c not in gone)
     order: list[Command] = []
     for c in _ordered(dict.fromkeys(c.out for c in made.all if c.out.edge == OUTPUT)):
         if order and _rides(order[-1], c, family):
@@ -120,3 +166,20 @@ def commands(file: Outline, family: str) -> list[Command]:
             order.append(c)
     _set_formats(order)
     return order
+
+
+_known: WeakKeyDictionary[Graph, dict[str, list[Command] | None]] = WeakKeyDictionary()
+
+
+def commands_of(graph: Graph, family: str) -> list[Command] | None:
+    """Commands of a graph, kept as long as it is; None if no file can be written of it: no word for an op, or shapes that
+    no NPU takes."""
+    from foretell.formats.tflite_outline import outline
+
+    known = _known.setdefault(graph, {})
+    if family not in known:
+        try:
+            known[family] = commands(outline(graph), family)
+        except (UnsupportedError, LookupError, ArithmeticError, ValueError, TypeError, StopIteration):
+            known[family] = None
+    return known[family]

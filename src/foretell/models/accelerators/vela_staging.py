@@ -12,7 +12,7 @@ restated here in a simpler form, and compared with the memory that it reports.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from foretell.models.accelerators import ethos, ethos_u85_cost
 from foretell.models.accelerators.ethos_u85_cost import Place, Placed, Step
-from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, up
 
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
@@ -102,9 +102,8 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
     zeros = math.prod(layer.kernel) - taps
     if layer.what == "conv" and zeros:  # a dilated kernel's
         weights = up(int((_SPARSE * taps + _ZERO * zeros) * each) + 16, _ALIGN)
-    if ones:  # these compress to an eighth of a byte
-        padded = up(math.prod(layer.kernel), 5 if npu.family == "u85" else 4)
-        weights = up(padded * layer.ofm[2] // 8 + 16, _ALIGN)
+    if ones and npu.family == "u85":  # these compress to an eighth of a byte
+        weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
     return Terms(cycles, int(weights + scales), reads, depth)
@@ -192,39 +191,64 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     return Staged(buffers, len(slices), early, cycles[-1])
 
 
-def weight_lives(
-    npu: System, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
-    fixed: Mapping[int, int] | None = None,
-) -> list[Life]:  # fmt: skip
-    """Buffers of weights.
+class Plan(NamedTuple):
+    """What is decided for a command: how its weights are copied, if they are, and how many bytes first; whether they lie
+    there already; and what the command before leaves."""
+
+    staged: Staged | None
+    first: int
+    there: bool
+    before: Before
+
+
+def plans(
+    npu: System, order: Sequence[Command], rooms: Sequence[float], fixed: Mapping[int, int] | None = None
+) -> Iterator[Plan]:
+    """Decide for commands one after the other.
 
     Args:
-        use: bytes that live at each moment besides.
+        rooms: bytes that are left while each runs.
         fixed: bytes of weights by command, where that is decided already.
     """
-    out: list[Life] = []
     before, shared = Before(), 0  # bytes of weights that lie whole in the last buffer
-    for i, (c, turn) in enumerate(zip(order, turns, strict=True)):
+    for i, (c, room) in enumerate(zip(order, rooms, strict=True)):
         t = terms_of(npu, c)
-        room = float(limit - use[2 * turn])
-        there = c.again and 0 < t.weights == shared
         if fixed is not None and i in fixed:
-            if fixed[i]:
-                early = turns[i - 1] < turn and fixed[i] < before.room if i else False
-                out.append(Life(fixed[i], 2 * turn - early, 2 * turn + 1))
+            yield Plan(None, 0, False, before)
             before, shared = Before(t.cycles, room - fixed[i]), 0
             continue
+        there = c.again and 0 < t.weights == shared
         plan = None
-        if there:
-            out[-1].last = 2 * turn + 1
-        elif c.far or c.again:  # read by every position or image: copied once
-            plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles) if t.weights <= room else None
+        if c.far or c.again:  # read by every position or image: copied once
+            if not there and t.weights <= room:
+                plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles)
         elif t.weights:
             plan = staged(npu, t, c.ofm[2], before, room)
+        first = t.weights if plan is not None else 0
+        if plan is not None and plan.slices > 1:
+            first = up(math.ceil(first * _slices(npu, t, c.ofm[2], before.cycles, room)[0] / c.ofm[2]), _ALIGN)
+        yield Plan(plan, first, there, before)
         before = Before(t.cycles, room)
         if t.weights and not there:
             shared = t.weights if plan is not None and plan.slices == 1 else 0
         if plan is not None:
-            out += plan.lives(turn)
             before = Before(plan.tail, room - plan.buffers[(plan.slices - 1) % len(plan.buffers)])
+
+
+def weight_lives(
+    npu: System, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
+    fixed: Mapping[int, int] | None = None,
+) -> list[Life]:  # fmt: skip
+    """Buffers of weights; ``use``: bytes that live at each moment besides, ``fixed`` as for :func:`plans`."""
+    out: list[Life] = []
+    rooms = [float(limit - use[2 * turn]) for turn in turns]
+    for i, (turn, plan) in enumerate(zip(turns, plans(npu, order, rooms, fixed), strict=True)):
+        if fixed is not None and i in fixed:
+            if fixed[i]:
+                early = turns[i - 1] < turn and fixed[i] < plan.before.room if i else False
+                out.append(Life(fixed[i], 2 * turn - early, 2 * turn + 1))
+        elif plan.there:
+            out[-1].last = 2 * turn + 1
+        elif plan.staged is not None:
+            out += plan.staged.lives(turn)
     return out
