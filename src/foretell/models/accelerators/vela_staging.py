@@ -24,6 +24,7 @@ from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Ma
 
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
+_GRAIN = 8  # channels that are computed together at least
 _SPARSE, _ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
 
 
@@ -72,12 +73,18 @@ class Life:
 
 
 class Terms(NamedTuple):
-    """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block."""
+    """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block, and
+    channels that are computed together at least (0: a block)."""
 
     cycles: float
     weights: int
     reads: int
     block: int
+    least: int = 0
+
+    @property
+    def grain(self) -> int:
+        return self.least or self.block
 
 
 @lru_cache(maxsize=100_000)
@@ -106,7 +113,7 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
-    return Terms(cycles, int(weights + scales), reads, depth)
+    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN)
 
 
 def terms_of(npu: System, c: Command, rows: int = 0) -> Terms:
@@ -164,7 +171,7 @@ def _slices(npu: System, t: Terms, channels: int, cycles: float, room: float) ->
     first = max(min(int(channels * min(cycles / whole, 1.0)), most) // _SLICE * _SLICE, _SLICE)
     if first >= channels:
         return [channels]
-    computed = t.cycles * up(first, t.block) / up(channels, t.block)
+    computed = t.cycles * up(first, t.grain) / up(channels, t.grain)
     each = min(up(max(int(channels * computed / whole), _SLICE), t.block), most)
     step = t.block if each > t.block else _SLICE
     each = max(each // step * step, _SLICE)
@@ -179,7 +186,7 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     if sum(buffers) > room:
         return None
     early = buffers[0] < before.room
-    cycles = [t.cycles * up(d, t.block) / up(channels, t.block) for d in slices]
+    cycles = [t.cycles * up(d, t.grain) / up(channels, t.grain) for d in slices]
     under = [before.cycles if early else 0.0, *cycles]
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
