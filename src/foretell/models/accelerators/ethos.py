@@ -555,8 +555,9 @@ def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge:
         }  # fmt: skip
     bytes_slow = (moved["source"] if source is npu.slow else 0.0) + (moved["sink"] if sink is npu.slow else 0.0)
     bytes_fast = moved["source"] + moved["sink"] - bytes_slow
-    if layer.constant:  # kept channel by channel, so that only the channels of a block lie together
-        bytes_slow += moved["second"] * _burst(npu.slow, ib[2] * bytes_second)
+    if layer.constant:  # kept row by row, so that only the channels of a block lie together
+        run = block.ifm[2] * (block.ifm[1] if block.ifm[2] == ofm[2] else 1)
+        bytes_slow += moved["second"] * _burst(npu.slow, run * bytes_second)
     else:
         bytes_fast += moved["second"] * _burst(npu.fast, run_in * bytes_second)
     slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
@@ -655,7 +656,10 @@ def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
     else:
         raw, padded = taps * c * k, taps * up(c, 32) * k
     extra = padded - raw
-    size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
+    if extra > 3 * raw:
+        size = raw * (1.003 + math.log2(padded / raw) / 8)
+    else:
+        size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
     return up(int(size) + 16, 16), float(up(10 * k, 16))
 
 

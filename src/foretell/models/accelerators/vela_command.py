@@ -18,6 +18,11 @@ def up(a: int, b: int) -> int:
     return -(-a // b) * b
 
 
+def size_of(shape: Shape) -> Size:
+    """Height, width and channels of a shape in the file's order."""
+    return (math.prod(shape[:-2]), shape[-2], shape[-1]) if len(shape) > 1 else (1, 1, shape[0] if shape else 1)
+
+
 @dataclass(eq=False)
 class Map:
     """A feature map.
@@ -38,8 +43,7 @@ class Map:
     hwc: Size = (1, 1, 1)
 
     def __post_init__(self) -> None:
-        s = self.shape
-        self.hwc = (math.prod(s[:-2]), s[-2], s[-1]) if len(s) > 1 else (1, 1, s[0] if s else 1)
+        self.hwc = size_of(self.shape)
 
     @property
     def elements(self) -> int:

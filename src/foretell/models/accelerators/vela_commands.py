@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from foretell.models.accelerators import vela_split
-from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, Shape
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, Shape, size_of
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline, Written
@@ -238,16 +238,18 @@ class Commands:
                 self.enter("copy", [], y, part=True, ifm=size, ofm=size)
 
     def most(self, op: Written) -> None:
-        """The largest of each channel: a copy of all, then a pooling."""
+        """The largest of each channel, of columns first, then of what is left."""
         x, y = self.ends(op)
         shape = self.shape(op.inputs[0])
         if self.family == "u85" or len(shape) != 4 or self.integers(op.inputs[1]) != [1, 2]:
             self.other(op)
             return
-        flat, same = (1, 1, math.prod(shape)), Map(shape, plain=True)
+        _, h, w, c = shape
+        columns = Map((1, 1, w, c), plain=True)
         x.plain = True
-        self.enter("pool", [x], same, ifm=flat, ofm=flat)
-        self.enter("pool", [same], y, sort="maximum", kernel=shape[1:3], ifm=shape[1:], ofm=(1, 1, shape[3]))
+        sort = "maximum" if h > 1 else "other"
+        self.enter("pool", [x], columns, sort=sort, kernel=(1, h), ifm=(1, h, w * c), ofm=(1, 1, w * c))
+        self.enter("pool", [columns], y, sort="maximum", kernel=(1, w), ifm=(1, w, c), ofm=(1, 1, c))
 
     def concatenation(self, op: Written) -> None:
         y = self.map(op.outputs[0])
@@ -255,8 +257,9 @@ class Commands:
         parts, at = self.joined(op, y), 0
         for t in op.inputs:
             x = self.map(t)
-            self.enter("copy", [x], parts, part=True, offset=at if axis == len(y.shape) - 1 else 0, ofm=x.hwc)
-            at += x.shape[axis]
+            shape = self.shape(t)
+            self.enter("copy", [x], parts, part=True, offset=at if axis == len(y.shape) - 1 else 0, ofm=size_of(shape))
+            at += shape[axis]
 
     def reshape(self, op: Written) -> None:
         x, y = self.ends(op)

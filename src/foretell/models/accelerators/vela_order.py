@@ -53,7 +53,7 @@ def _written_in_place(copies: Iterable[Command]) -> set[Command]:
         if x.edge or len(x.writers) != 1 or len(x.readers) != 1:
             continue
         w = x.writers[0]
-        if w.part or w.what in ("transpose", "other") or x.hwc != w.ofm:
+        if w.part or w.what in ("transpose", "other") or not x.hwc == w.ofm == c.ofm:
             continue
         y.writers.remove(c)
         y.writers.append(w)
