@@ -36,7 +36,7 @@ Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
 BRICK = 16  # channels of the brick format in which maps are kept
 MOST_STRIDE = 3
-_SPREAD = 4 / 3  # of the time of products whose results lie in the slow memory, where there are several matrices
+_POOLS = ("pool", "copy", "resize")
 
 
 class Memory(NamedTuple):
@@ -93,7 +93,7 @@ NPUS = {
 
 
 class Layer(NamedTuple):
-    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle, elementwise, turn (two axes change
+    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, resize, shuffle, elementwise, turn (two axes change
     places), sum (over channels) or product (of two maps).
 
     ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits), widened.
@@ -410,7 +410,7 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     uh, uw, uc = npu.micro
     part = _by_part(layer)
     c, taps = layer.ifm[2], layer.kernel[0] * layer.kernel[1]
-    same = layer.what in ("depthwise", "pool", "copy", "elementwise")
+    same = layer.what in ("depthwise", "pool", "copy", "resize", "elementwise")
     deep = min(up(c, 8), 16 if part else 32)
     space = [up(min(n, m), u) for n, m, u in zip(layer.ofm, (32, 64, 128), npu.micro, strict=True)]
     h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
@@ -422,6 +422,8 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     again = math.prod(-(-((k - 1) * g + 1) // 8) for k, g in zip(layer.kernel, layer.dilation, strict=True))
     ih = -(-((h - 1) * layer.stride[0] + reach[0]) // uh) * uh
     iw = -(-((w - 1) * layer.stride[1] + reach[1]) // uw) * uw
+    if layer.what == "resize":  # to twice the size
+        ih, iw = -(-((h + 2) // 2) // uh) * uh, -(-((w + 2) // 2) // uw) * uw
     area_in, area = ih[:, None, None] * iw[None, :, None], h[:, None, None] * w[None, :, None]
     depth_in = d[None, None, :] if same else np.full((1, 1, len(d)), deep)
     wide = max(layer.width[:2])
@@ -494,7 +496,7 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool, staged: bo
         n = float(math.prod(layer.ofm))
         return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
     if layer.what == "turn":
-        return _turned(npu, layer)
+        return _turned(npu, layer, reads_edge, writes_edge)
     if layer.what == "product":
         return _multiplied(npu, layer)
     return _priced(npu, layer, block_of(npu, layer), reads_edge, writes_edge, staged)
@@ -572,23 +574,27 @@ def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge:
     )  # fmt: skip
 
 
-def _turned(npu: Npu, layer: Layer) -> Cost:
+def _turned(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
     """Two axes change places: a copy in blocks of the input's channels, of a map that lies row by row."""
     h, w, c = layer.ifm
     n = float(h * w * c)
-    deep = BRICK * -(-c // BRICK) if c > BRICK else up(c, 8)
+    deep = up(c, BRICK) if c > BRICK else up(c, 8)
     columns = min(w, 4)
     run_in = min(deep, 32) * (columns if deep == c else 1)
     run_out = deep * columns if deep == c <= BRICK else min(BRICK * npu.cores, deep)
-    moved = n * (_burst(npu.fast, run_in) + _burst(npu.fast, run_out)) / npu.fast.width
+    moved = dict.fromkeys((npu.fast, npu.slow), 0.0)
+    for edge, run in ((reads_edge, run_in), (writes_edge, run_out)):
+        memory = npu.slow if edge and npu.edges_slow else npu.fast
+        moved[memory] += n * _burst(memory, run) / memory.width
+    slow, fast = moved[npu.slow], moved[npu.fast]
     own = npu.per_element[_SORTED.index("maximum")] * n + npu.fast.read
-    return Cost(own, 0.0, moved, 0.0, moved, 0.0, own, 1.0)
+    return Cost(own, slow, fast, slow, fast, 0.0, own, 1.0)
 
 
 def _multiplied(npu: Npu, layer: Layer) -> Cost:
     """A product of two maps: for every column all products, in 32 bits, then their sums.
 
-    Where feature maps of the network's edge lie in the slow memory (U65), these products do, too.
+    Where the network's edge lies in the slow memory (U65), these products do, too.
     """
     matrices, rows, depth = layer.ifm
     columns, n = layer.ofm[2], float(math.prod(layer.ifm))
@@ -596,8 +602,10 @@ def _multiplied(npu: Npu, layer: Layer) -> Cost:
     block = block_of(npu, total._replace(width=(4, 1, 1)))
     summed = _priced(npu, total, block, npu.edges_slow, False, False)
     each = npu.per_element[_SORTED.index("widened")]
-    if npu.edges_slow and matrices > 1:
-        each *= _SPREAD
+    if npu.edges_slow:
+        size, places = math.prod(block.ofm), min(block.ofm[0], matrices) * min(block.ofm[1], rows)
+        written = 4 * places * _burst(npu.slow, block.ofm[2]) / npu.slow.width
+        each = max(each, (written + each * size) / (4 * size))
     own = (each * n + summed.npu) * columns
     fast, slow = (1.05, 2.0) if npu.edges_slow else (3.25, 0.0)  # bytes a product
     fast, slow = fast * n * columns / npu.fast.width, slow * n * columns / npu.slow.width
@@ -624,9 +632,9 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
         for b, columns in parts_of(layer.kernel[1]):
             e = a * b
             steps = (
-                1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
+                1 if layer.what in _POOLS else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
             )
-            if layer.what in ("pool", "copy"):
+            if layer.what in _POOLS:
                 cycles = (1 if npu.macs == 32 else 4) * max(4, e) * nxy * nz
             elif layer.what == "depthwise":
                 cycles = max(feed, 4 * nxy) * steps * nz

@@ -10,7 +10,11 @@ from foretell.models.accelerators.ethos import Layer, Size
 Shape = tuple[int, ...]
 BRICK = 16  # channels of the brick format
 _ALIGN = 16  # bytes that buffers are rounded up to
+SHALLOW = 8  # channels below which maps are folded
 INPUT, OUTPUT = "in", "out"
+
+
+_LAYERS = frozenset(("conv", "depthwise", "pool", "elementwise", "sum", "product", "resize"))
 
 
 def up(a: int, b: int) -> int:
@@ -123,7 +127,7 @@ class Command:
 
     def layer(self) -> Layer:
         """What it costs, as the closed form asks for it. A command that is ``far`` stands for one position."""
-        what = self.what if self.what in ("conv", "depthwise", "pool", "elementwise", "sum", "product") else "copy"
+        what = self.what if self.what in _LAYERS else "copy"
         kernel, dilation = self.kernel, self.dilation
         if self.weighs:  # twofold dilation is free, what is beyond becomes zeros in the kernel
             free = (2 - dilation[0] % 2, 2 - dilation[1] % 2)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from foretell.models.accelerators import vela_split
-from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, Shape, size_of
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, SHALLOW, Command, Map, Shape, size_of
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline, Written
@@ -77,6 +77,12 @@ class Commands:
         return self.map(op.inputs[0]), self.map(op.outputs[0])
 
     def enter(self, what: str, reads: Iterable[Map], out: Map, **more: Any) -> Command:
+        # The activation of a map of few channels is a command of its own, which is folded.
+        apart = more.get("activated") and what not in ("lut", "relu") and self.family != "u85"
+        if apart and out.hwc[2] < SHALLOW and not more.get("lut"):
+            parts = Map(out.shape)
+            self.enter(what, reads, parts, **{**more, "activated": False})
+            return self.enter("relu", [parts], out, activated=True)
         c = Command(what, list(reads), out, nodes=self.nodes, **more)
         for m in c.reads:
             m.readers.append(c)
@@ -290,6 +296,13 @@ class Commands:
             x.plain = y.plain = True
         self.enter("transpose", [x], y)
 
+    def quantize(self, op: Written) -> None:
+        x, y = self.ends(op)
+        if self.family == "u85":
+            self.other(op)
+        else:
+            self.enter("pool", [x], y)
+
     def other(self, op: Written) -> None:
         reads = dict.fromkeys(self.map(t) for t in op.inputs if not self.constant(t))
         for t in op.outputs:
@@ -301,7 +314,7 @@ _OPERATORS: dict[str, Callable[[Commands, Any], None]] = {
     **dict.fromkeys(_PAIRS, Commands.pair), "CONV_2D": Commands.conv, "DEPTHWISE_CONV_2D": Commands.depthwise,
     "TRANSPOSE_CONV": Commands.transpose_conv, "FULLY_CONNECTED": Commands.fully_connected,
     "MAX_POOL_2D": Commands.pool, "AVERAGE_POOL_2D": Commands.pool, "MEAN": Commands.mean,
-    "REDUCE_MAX": Commands.most, "SOFTMAX": Commands.softmax, "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
+    "QUANTIZE": Commands.quantize, "REDUCE_MAX": Commands.most, "SOFTMAX": Commands.softmax, "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
     "PAD": Commands.pad, "PADV2": Commands.pad, "CONCATENATION": Commands.concatenation,
     "RESHAPE": Commands.reshape, "SQUEEZE": Commands.reshape, "SPLIT": Commands.slice, "SPLIT_V": Commands.slice,
     "SLICE": Commands.slice, "STRIDED_SLICE": Commands.slice, "TRANSPOSE": Commands.transpose,

@@ -39,11 +39,15 @@ def _spent(system: System, c: Command, plan: Plan) -> Spent:
     reads_edge = any(m.edge == INPUT for m in c.reads[: c.own])
     writes_edge = c.out.edge == OUTPUT
     if c.order:
-        steps = [ethos.cost(npu, Layer("turn", size, size), False, False) for size in swaps(c.sizes, c.order)]
-        cycles = sum(max(s.npu, s.fast) for s in steps)
-        busy = sum(s.npu for s in steps), sum(s.fast for s in steps)
-        whole = Cost(busy[0], 0.0, busy[1], 0.0, busy[1], 0.0, busy[0], 1.0)
-        return Spent(cycles, *busy, whole, reads_edge, writes_edge)
+        sizes = swaps(c.sizes, c.order)
+        steps = [
+            ethos.cost(npu, Layer("turn", size, size), reads_edge and k == 0, writes_edge and k == len(sizes) - 1)
+            for k, size in enumerate(sizes)
+        ]
+        cycles = sum(max(s.npu, s.slow, s.fast) for s in steps)
+        own, slow, fast = sum(s.npu for s in steps), sum(s.slow for s in steps), sum(s.fast for s in steps)
+        whole = Cost(own, slow, fast, slow, fast, 0.0, own, 1.0)
+        return Spent(cycles, own, max(slow, fast), whole, reads_edge, writes_edge)
     layer = c.layer()
     if min(*layer.ifm, *layer.ofm) < 1:
         return Spent(0.0, 0.0, 0.0, Cost(0, 0, 0, 0, 0, 0, 0, 1), reads_edge, writes_edge)

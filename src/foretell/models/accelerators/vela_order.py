@@ -17,13 +17,12 @@ from weakref import WeakKeyDictionary
 from foretell.errors import UnsupportedError
 from foretell.graph.ir import Graph
 from foretell.models.accelerators.ethos import Size
-from foretell.models.accelerators.vela_command import BRICK, OUTPUT, Command, Map
+from foretell.models.accelerators.vela_command import BRICK, OUTPUT, SHALLOW, Command, Map
 from foretell.models.accelerators.vela_commands import Commands
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline
 
-_SHALLOW = 8  # channels below which maps are folded
 _MOST_CHAINED, _MOST_OPERANDS = 4, 3  # U85: commands of a chain, and what they read from outside of it
 
 
@@ -123,7 +122,7 @@ def _fold(order: Iterable[Command]) -> None:
     for c in order:
         count = math.prod(c.ofm)
         same = c.ifm == c.ofm and all(math.prod(m.shape) == count for m in (*c.reads, c.out))
-        if c.what not in ("elementwise", "lut", "relu", "copy") or c.ofm[2] >= _SHALLOW or not same or c.part:
+        if c.what not in ("elementwise", "lut", "relu", "copy") or c.ofm[2] >= SHALLOW or not same or c.part:
             continue
         if (c.constant and not (c.scalar or c.whole)) or any(c.starts):
             continue

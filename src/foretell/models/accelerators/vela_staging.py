@@ -74,13 +74,14 @@ class Life:
 
 class Terms(NamedTuple):
     """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block, and
-    channels that are computed together at least (0: a block)."""
+    channels that are computed together at least (0: a block); cycles where weights are not staged, if others."""
 
     cycles: float
     weights: int
     reads: int
     block: int
     least: int = 0
+    unstaged: float = 0.0
 
     @property
     def grain(self) -> int:
@@ -92,15 +93,16 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
     weighs = layer.what in ("conv", "depthwise")
-    ofm, weights, scales = layer.ofm, 0.0, 0.0
+    ofm, weights, scales, unstaged = layer.ofm, 0.0, 0.0, 0.0
     if npu.family == "u85":
         placed = Placed(Place(reads_edge, not reads_edge), Place(writes_edge, not writes_edge))
         cycles = ethos_u85_cost.cost(npu.npu, Step(layer), placed).npu
         if weighs:
             ofm, (weights, scales) = ethos_u85_cost.block_of(npu.npu, layer), ethos_u85_cost.weights_of(layer)
     else:
-        cycles = ethos.cost(npu.npu, layer, reads_edge, writes_edge).npu
+        cycles = ethos.cost(npu.npu, layer, reads_edge, writes_edge, weighs).npu
         if weighs:
+            unstaged = ethos.cost(npu.npu, layer, reads_edge, writes_edge).npu
             block = ethos.block_of(npu.npu, layer)
             ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
     if not weighs:
@@ -113,7 +115,7 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
-    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN)
+    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN, unstaged)
 
 
 def terms_of(npu: System, c: Command, rows: int = 0) -> Terms:
@@ -190,7 +192,7 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     under = [before.cycles if early else 0.0, *cycles]
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
-    stays = max(t.cycles, read_slow)
+    stays = max(t.cycles, t.unstaged, read_slow)
     if max(sum(cycles) + late, read_fast) > stays:
         return None
     if t.reads == 1 and _copied(npu, t.weights) + read_fast > stays:  # a copy must not cost more than it saves
@@ -235,7 +237,7 @@ def plans(
         if plan is not None and plan.slices > 1:
             first = up(math.ceil(first * _slices(npu, t, c.ofm[2], before.cycles, room)[0] / c.ofm[2]), _ALIGN)
         yield Plan(plan, first, there, before)
-        before = Before(t.cycles, room)
+        before = Before(max(t.cycles, t.unstaged), room)
         if t.weights and not there:
             shared = t.weights if plan is not None and plan.slices == 1 else 0
         if plan is not None:
