@@ -73,8 +73,7 @@ def _waits(system: System, cost: Cost, plan: Plan) -> float:
         return 0.0
     hidden = plan.before.cycles
     first = min(plan.first / system.copy + system.slow[1], cost.transfer)
-    late = cost.transfer - hidden + plan.staged.tail - cost.npu if plan.staged.slices > 1 else 0.0
-    return max(late, first - hidden, 0.0)
+    return max(cost.transfer - hidden + plan.staged.tail - cost.npu, first - hidden, 0.0)
 
 
 def _moved(system: System, cost: Cost, plan: Plan) -> tuple[float, float]:

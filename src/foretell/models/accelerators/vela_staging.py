@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -100,9 +100,11 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         if weighs:
             ofm, (weights, scales) = ethos_u85_cost.block_of(npu.npu, layer), ethos_u85_cost.weights_of(layer)
     else:
-        cycles = ethos.cost(npu.npu, layer, reads_edge, writes_edge, weighs).npu
+        # Where maps may lie in either memory, the compiler decides with all of them in the slow one.
+        drafted = replace(npu.npu, fast=npu.npu.slow) if npu.edges_slow else npu.npu
+        cycles = ethos.cost(drafted, layer, reads_edge, writes_edge, weighs).npu
         if weighs:
-            unstaged = ethos.cost(npu.npu, layer, reads_edge, writes_edge).npu
+            unstaged = ethos.cost(drafted, layer, reads_edge, writes_edge).npu
             block = ethos.block_of(npu.npu, layer)
             ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
     if not weighs:
