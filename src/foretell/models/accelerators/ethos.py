@@ -61,6 +61,7 @@ class Npu:
         lut: cycles of an element through a table.
         clock_hz, fast, slow: of the system. Weights and constants lie in ``slow``.
         edges_slow: whether inputs and outputs of the network lie in the slow memory.
+        near: cycles until scales come that are staged in the fast memory.
     """
 
     family: str
@@ -75,6 +76,7 @@ class Npu:
     slow: Memory
     edges_slow: bool
     cores: int = 1
+    near: int = 32
 
 
 _U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), False)
@@ -545,7 +547,7 @@ def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge:
         stage = element * math.prod(ob)
         if layer.what in ("conv", "depthwise"):
             weights, scales = weights_of(layer, block.by_part)
-            stage = max(stage, 10 * ob[2] * (npu.fast if staged else npu.slow).read / 256)
+            stage = max(stage, 10 * ob[2] * (npu.near if staged else npu.slow.read) / 256)
         issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
         m, a = max(mac, issue), max(stage, issue)
         own = (m * blocks + a if m > a else a * blocks + m) + first + last
