@@ -175,6 +175,8 @@ def _slices(npu: System, t: Terms, channels: int, cycles: float, room: float) ->
     first = max(min(int(channels * min(cycles / whole, 1.0)), most) // _SLICE * _SLICE, _SLICE)
     if first >= channels:
         return [channels]
+    if npu.edges_slow:
+        first = min(first, up(channels // 2, _SLICE))
     computed = t.cycles * up(first, t.grain) / up(channels, t.grain)
     each = min(up(max(int(channels * computed / whole), _SLICE), t.block), most)
     step = t.block if each > t.block else _SLICE
