@@ -116,9 +116,23 @@ def _set_formats(order: Iterable[Command]) -> None:
             m.plain |= start % BRICK > 0 or bool(m.edge)
 
 
+def _set_apart(order: Iterable[Command]) -> None:
+    """A map that is written or read with several heights, widths or channels has no bricks."""
+    seen: dict[Map, set[Size]] = {}
+    for c in order:
+        count = math.prod(c.ifm)
+        whole = [(m, c.ifm if math.prod(m.hwc) == count else m.hwc) for m in c.reads[: c.own]]
+        if not c.part:
+            whole.append((c.out, c.ofm))
+        for m, size in whole:
+            if math.prod(size) == math.prod(m.hwc):
+                seen.setdefault(m, set()).add(size)
+    for m, sizes in seen.items():
+        m.plain |= len(sizes) > 1
+
+
 def _fold(order: Iterable[Command]) -> None:
-    """Maps of few channels are computed element by element as if they had more, if they are read and written whole: then
-    they lie row by row."""
+    """Maps of few channels are computed element by element as if they had more, if they are read and written whole."""
     for c in order:
         count = math.prod(c.ofm)
         same = c.ifm == c.ofm and all(math.prod(m.shape) == count for m in (*c.reads, c.out))
@@ -126,8 +140,6 @@ def _fold(order: Iterable[Command]) -> None:
             continue
         if (c.constant and not (c.scalar or c.whole)) or any(c.starts):
             continue
-        for m in (*c.reads, c.out):
-            m.plain = True
         c.ifm = c.ofm = folded(count)
         c.folded = True
 
@@ -164,6 +176,8 @@ def commands(file: Outline, family: str) -> list[Command]:
         else:
             order.append(c)
     _set_formats(order)
+    if family != "u85":
+        _set_apart(order)
     return order
 
 
