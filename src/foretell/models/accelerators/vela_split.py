@@ -59,15 +59,16 @@ def softmax(made: Commands, op: Written) -> None:
     row = (*shape[:-1], 1)
 
     def small() -> Map:
-        return Map(row, _WIDE, plain=True)
+        return Map(row, _WIDE)
 
-    most, powers, shifted = Map(row, plain=True), Map(shape, _WIDE), Map(shape, _WIDE, plain=True)
+    most, powers, shifted = Map(row), Map(shape, _WIDE), Map(shape, _WIDE, plain=True)
     product, rounded = Map(shape, _WIDE), Map(shape, _WIDE, plain=True)
     x.plain = True
     made.enter("pool", [x], most, sort="maximum", kernel=(1, depth), ifm=(rows, depth, 1), ofm=(rows, 1, 1))
     made.enter("elementwise", [x, most], powers, sort="sum", lut=True, activated=True)
     made.enter("elementwise", [powers], shifted, scalar=True)
     total, zeros, places, over, share = (small() for _ in range(5))
+    total.plain = True
     made.enter("sum", [shifted], total)
     made.enter("elementwise", [total], zeros)
     made.enter("elementwise", [zeros], places, scalar=True)
