@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
+_FEW = 0.05  # zeros a weight
 BRICK = 16  # channels of the brick format in which maps are kept
 MOST_STRIDE = 3
 _POOLS = ("pool", "copy", "resize")
@@ -657,20 +658,22 @@ def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> flo
 def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
     """Bytes of the compressed weights and of the scales of a layer."""
     taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
+    scales = float(up(10 * k, 16))
     if layer.ones:  # these compress to an eighth of a byte
-        return float(up(up(taps, 4) * k // 8 + 16, 16)), float(up(10 * k, 16))
+        return float(up(up(taps, 4) * k // 8 + 16, 16)), scales
     if layer.what == "depthwise":
-        raw, padded = taps * k, up(taps, 4) * k
+        raw, padded = taps * k, up(taps, 4) * up(k, 8)
     elif by_part:
-        raw, padded = taps * c * k, up(taps, 4) * up(c, 8) * k
+        raw, padded = taps * c * k, up(taps, 4) * up(c, 8) * up(k, 8)
     else:
-        raw, padded = taps * c * k, taps * up(c, 32) * k
-    extra = padded - raw
-    if extra > 3 * raw:
-        size = raw * (1.003 + math.log2(padded / raw) / 8)
+        raw, padded = taps * c * k, taps * up(c, 32) * up(k, 8)
+    zeros = padded / raw - 1
+    # Few zeros are weights like others; of more, runs are told, the longer the shorter.
+    if zeros <= _FEW:
+        size = raw * (_WEIGHT_BYTES + 0.5 * zeros)
     else:
-        size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
-    return up(int(size) + 16, 16), float(up(10 * k, 16))
+        size = raw * (0.994 + 0.1225 * min(zeros, 2.0) + 0.025 * max(zeros - 2.0, 0.0))
+    return up(int(size) + 16, 16), scales
 
 
 def closed_form(device: str) -> Ethos | None:
