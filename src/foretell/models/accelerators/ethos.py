@@ -16,8 +16,8 @@ found by comparing its per-layer tables with shapes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -445,7 +445,7 @@ def block_of(npu: Npu, layer: Layer) -> Block:
     one = np.float32
     tall, wide_, thick = one(layer.ofm[0]) / h.astype(one), one(layer.ofm[1]) / w.astype(one), one(layer.ofm[2]) / d.astype(one)
     if layer.what == "elementwise":
-        price = np.maximum(one(math.prod(layer.ofm)) / (area * d[None, None, :]).astype(one), one(1))
+        price = one(math.prod(layer.ofm)) / (area * d[None, None, :]).astype(one)
     else:
         price = (area_in * (c * again)).astype(one) * wide_[None, :, None] * tall[:, None, None]
         if not same:
@@ -508,15 +508,17 @@ def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool, staged: bo
 def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge: bool, staged: bool) -> Cost:
     ifm, ofm = layer.ifm, layer.ofm
     ob, ib = clip(block.ofm, ofm), clip(block.ifm, ifm)
-    source = npu.slow if reads_edge and npu.edges_slow else npu.fast
+    source = npu.slow if (reads_edge and npu.edges_slow) or (layer.constant and layer.what == "copy") else npu.fast
     sink = npu.slow if writes_edge and npu.edges_slow else npu.fast
     brick_in, brick_out = not (reads_edge or layer.plain[0]), not (writes_edge or layer.plain[1])
     bytes_in, bytes_second, bytes_out = layer.width
     run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
     if brick_out:
         run_out = 16 * ob[1] * npu.cores
+    elif block.ofm[2] == ofm[2] <= BRICK:
+        run_out = block.ofm[2] * ob[1]
     else:
-        run_out = block.ofm[2] * ob[1] if block.ofm[2] <= BRICK and block.ofm[2] == ofm[2] else min(64, 16 * npu.cores, block.ofm[2])
+        run_out = min(64, 16 * npu.cores, block.ofm[2])
     over_in, over_out = _burst(source, run_in * bytes_in), _burst(sink, run_out * bytes_out)
     deep_in = up(ifm[2], BRICK) if brick_in else ifm[2]
     deep_out = up(ofm[2], BRICK) if brick_out else ofm[2]

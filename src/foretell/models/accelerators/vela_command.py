@@ -136,7 +136,7 @@ class Command:
             )  # fmt: skip
             dilation = free
         first = self.reads[0] if self.reads else None
-        plain = (first is not None and first.plain, self.out.plain)
+        plain = (first is None or first.plain, self.out.plain)
         width = (first.width if first is not None else 1, 1, self.out.width)
         if self.far:
             ifm, ofm = (*kernel, self.ifm[2]), (1, 1, self.ofm[2])

@@ -234,14 +234,14 @@ class Commands:
         """What is written around a map."""
         before = self.shape(op.inputs[0])
         h, w, c = y.hwc
-        if self.family == "u85" or len(before) != 4 or h == before[1] and w == before[2]:
+        if self.family == "u85" or len(before) != 4 or (h, w) == before[1:3]:
             self.enter("copy", [], y, part=True)
             return
         amounts = self.integers(op.inputs[1])
         for size, amount in (((h, amounts[4], c), amounts[4]), ((h, amounts[5], c), amounts[5]),
                              ((amounts[2], w, c), amounts[2]), ((amounts[3], w, c), amounts[3])):  # fmt: skip
             if amount:
-                self.enter("copy", [], y, part=True, ifm=size, ofm=size)
+                self.enter("copy", [], y, part=True, ifm=size, ofm=size, constant=True)
 
     def most(self, op: Written) -> None:
         """The largest of each channel, of columns first, then of what is left."""
@@ -264,7 +264,9 @@ class Commands:
         for t in op.inputs:
             x = self.map(t)
             shape = self.shape(t)
-            self.enter("copy", [x], parts, part=True, offset=at if axis == len(y.shape) - 1 else 0, ofm=size_of(shape))
+            size = size_of(shape)
+            offset = at if axis == len(y.shape) - 1 else 0
+            self.enter("copy", [x], parts, part=True, offset=offset, ifm=size, ofm=size)
             at += shape[axis]
 
     def reshape(self, op: Written) -> None:
@@ -314,7 +316,8 @@ _OPERATORS: dict[str, Callable[[Commands, Any], None]] = {
     **dict.fromkeys(_PAIRS, Commands.pair), "CONV_2D": Commands.conv, "DEPTHWISE_CONV_2D": Commands.depthwise,
     "TRANSPOSE_CONV": Commands.transpose_conv, "FULLY_CONNECTED": Commands.fully_connected,
     "MAX_POOL_2D": Commands.pool, "AVERAGE_POOL_2D": Commands.pool, "MEAN": Commands.mean,
-    "QUANTIZE": Commands.quantize, "REDUCE_MAX": Commands.most, "SOFTMAX": Commands.softmax, "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
+    "QUANTIZE": Commands.quantize, "REDUCE_MAX": Commands.most, "SOFTMAX": Commands.softmax,
+    "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
     "PAD": Commands.pad, "PADV2": Commands.pad, "CONCATENATION": Commands.concatenation,
     "RESHAPE": Commands.reshape, "SQUEEZE": Commands.reshape, "SPLIT": Commands.slice, "SPLIT_V": Commands.slice,
     "SLICE": Commands.slice, "STRIDED_SLICE": Commands.slice, "TRANSPOSE": Commands.transpose,

@@ -29,7 +29,7 @@ _ONE_TO_ONE = frozenset(("elementwise", "lut", "relu", "copy"))
 def _overwritten(c: Command, inside: AbstractSet[Map]) -> Map | None:
     """The input that ``c`` writes its output over, if there is one."""
     y = c.out
-    if not (c.what in _ONE_TO_ONE or (c.what == "pool" and c.kernel == (1, 1))) or len(y.writers) != 1:
+    if not (c.what in _ONE_TO_ONE or (c.what == "pool" and c.kernel == (1, 1))) or len(y.writers) != 1 or c.twice:
         return None
     like = (y.shape, y.plain, y.width)
     for x in c.reads[: c.own]:

@@ -40,7 +40,7 @@ def squared_difference(made: Commands, op: Written) -> None:
     x, mean, y = made.map(op.inputs[0]), made.map(op.inputs[1]), made.map(op.outputs[0])
     scaled = []
     for m in (mean, x):
-        wide, whole = Map(m.shape, _WIDE), Map(m.shape, _WIDE)
+        wide, whole = Map(m.shape, _WIDE, plain=True), Map(m.shape, _WIDE)
         made.enter("copy", [m], wide)
         made.enter("elementwise", [wide], whole, scalar=True)
         scaled.append(whole)
@@ -159,10 +159,9 @@ def _swap(sizes: Sequence[int], i: int, j: int) -> list[Size]:
         out.append((before, a, between * b * after))
     if not last:
         out.append((before * a * between, b, after))
-    ends = (a if not first else a, between * (before if not first else 1) * (after if not last else 1), b)
-    out.append(ends)
+    out.append((a, before * between * after, b))
     if not last:
-        out.append((b * before * between if not first else b * between, after, a))
+        out.append((before * b * between, after, a))
     if not first:
         out.append((b, before, between * a * after))
     return out

@@ -193,7 +193,7 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
         return None
     early = buffers[0] < before.room
     cycles = [t.cycles * up(d, t.grain) / up(channels, t.grain) for d in slices]
-    under = [before.cycles if early else 0.0, *cycles]
+    under = [(before.cycles if early else 0.0) if before.room else math.inf, *cycles]  # the first command may wait
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
     stays = max(t.cycles, t.unstaged, read_slow)
