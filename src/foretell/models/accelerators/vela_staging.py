@@ -74,7 +74,8 @@ class Life:
 
 class Terms(NamedTuple):
     """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block, and
-    channels that are computed together at least (0: a block); cycles where weights are not staged, if others."""
+    channels that are computed together at least (0: a block); cycles where weights are not staged, if others, and those in
+    which the slow memory moves its maps."""
 
     cycles: float
     weights: int
@@ -82,6 +83,7 @@ class Terms(NamedTuple):
     block: int
     least: int = 0
     unstaged: float = 0.0
+    moved: float = 0.0
 
     @property
     def grain(self) -> int:
@@ -93,7 +95,7 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
     weighs = layer.what in ("conv", "depthwise")
-    ofm, weights, scales, unstaged = layer.ofm, 0.0, 0.0, 0.0
+    ofm, weights, scales, unstaged, moved = layer.ofm, 0.0, 0.0, 0.0, 0.0
     if npu.family == "u85":
         placed = Placed(Place(reads_edge, not reads_edge), Place(writes_edge, not writes_edge))
         cycles = ethos_u85_cost.cost(npu.npu, Step(layer), placed).npu
@@ -105,6 +107,8 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         cycles = ethos.cost(drafted, layer, reads_edge, writes_edge, weighs).npu
         if weighs:
             unstaged = ethos.cost(drafted, layer, reads_edge, writes_edge).npu
+            true = ethos.cost(npu.npu, layer, reads_edge, writes_edge)
+            moved = true.slow_staged - true.transfer
             block = ethos.block_of(npu.npu, layer)
             ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
     if not weighs:
@@ -117,7 +121,7 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
-    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN, unstaged)
+    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN, unstaged, moved)
 
 
 def terms_of(npu: System, c: Command, rows: int = 0) -> Terms:
@@ -197,6 +201,8 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
     stays = max(t.cycles, t.unstaged, read_slow)
+    if npu.edges_slow and not before.room and t.moved > stays:  # the network's input takes longer
+        return None
     if max(sum(cycles) + late, read_fast) > stays:
         return None
     if t.reads == 1 and _copied(npu, t.weights) + read_fast > stays:  # a copy must not cost more than it saves
