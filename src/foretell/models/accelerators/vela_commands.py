@@ -83,6 +83,8 @@ class Commands:
             parts = Map(out.shape)
             self.enter(what, reads, parts, **{**more, "activated": False})
             return self.enter("relu", [parts], out, activated=True)
+        if self.family == "u85":  # whose form tells no single numbers from others
+            more["scalar"] = False
         c = Command(what, list(reads), out, nodes=self.nodes, **more)
         for m in c.reads:
             m.readers.append(c)
@@ -264,7 +266,7 @@ class Commands:
         for t in op.inputs:
             x = self.map(t)
             shape = self.shape(t)
-            size = size_of(shape)
+            size = x.hwc if self.family == "u85" else size_of(shape)
             offset = at if axis == len(y.shape) - 1 else 0
             self.enter("copy", [x], parts, part=True, offset=offset, ifm=size, ofm=size)
             at += shape[axis]

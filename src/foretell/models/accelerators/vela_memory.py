@@ -60,7 +60,7 @@ def map_lives(order: Sequence[Command], turns: Sequence[int], inside: AbstractSe
 def scratch_lives(npu: System, order: Sequence[Command], turns: Sequence[int]) -> list[Life]:
     """What products of two maps take besides: a column's products and their sums, in 32 bits, unless they lie in the
     slow memory."""
-    if npu.edges_slow:
+    if npu.family != "u55":
         return []
     return [
         Life(up(4 * math.prod(c.ifm), 16) + up(4 * math.prod(c.ifm[:2]), 16), 2 * turn, 2 * turn + 1)

@@ -179,7 +179,7 @@ def _slices(npu: System, t: Terms, channels: int, cycles: float, room: float) ->
     first = max(min(int(channels * min(cycles / whole, 1.0)), most) // _SLICE * _SLICE, _SLICE)
     if first >= channels:
         return [channels]
-    if npu.edges_slow:
+    if npu.family == "u65":  # seen, not explained
         first = min(first, up(channels // 2, _SLICE))
     computed = t.cycles * up(first, t.grain) / up(channels, t.grain)
     each = min(up(max(int(channels * computed / whole), _SLICE), t.block), most)
@@ -197,11 +197,12 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
         return None
     early = buffers[0] < before.room
     cycles = [t.cycles * up(d, t.grain) / up(channels, t.grain) for d in slices]
-    under = [(before.cycles if early else 0.0) if before.room else math.inf, *cycles]  # the first command may wait
+    waits = not before.room and npu.family != "u85"  # the first command may wait
+    under = [math.inf if waits else before.cycles if early else 0.0, *cycles]
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
     stays = max(t.cycles, t.unstaged, read_slow)
-    if npu.edges_slow and not before.room and t.moved > stays:  # the network's input takes longer
+    if npu.family == "u65" and not before.room and t.moved > stays:  # the network's input takes longer
         return None
     if max(sum(cycles) + late, read_fast) > stays:
         return None
