@@ -512,7 +512,7 @@ def _priced(npu: Npu, layer: Layer, block: Block, reads_edge: bool, writes_edge:
     sink = npu.slow if writes_edge and npu.edges_slow else npu.fast
     brick_in, brick_out = not (reads_edge or layer.plain[0]), not (writes_edge or layer.plain[1])
     bytes_in, bytes_second, bytes_out = layer.width
-    run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
+    run_in = 16 * ib[1] if brick_in else block.ifm[2] * (block.ifm[1] if block.ifm[2] == ifm[2] else 1)
     if brick_out:
         run_out = 16 * ob[1] * npu.cores
     elif block.ofm[2] == ofm[2] <= BRICK:
