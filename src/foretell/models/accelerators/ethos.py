@@ -35,6 +35,7 @@ Array = np.ndarray[Any, Any]
 Size = tuple[int, int, int]  # height, width, channels
 _WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
 _FEW = 0.05  # zeros a weight
+SPARSE, ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
 BRICK = 16  # channels of the brick format in which maps are kept
 MOST_STRIDE = 3
 _POOLS = ("pool", "copy", "resize")
@@ -663,6 +664,8 @@ def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
     scales = float(up(10 * k, 16))
     if layer.ones:  # these compress to an eighth of a byte
         return float(up(up(taps, 4) * k // 8 + 16, 16)), scales
+    if layer.what == "conv" and 0 < layer.taps < taps:  # zeros of a dilated kernel
+        return float(up(int((SPARSE * layer.taps + ZERO * (taps - layer.taps)) * c * k) + 16, 16)), scales
     if layer.what == "depthwise":
         raw, padded = taps * k, up(taps, 4) * up(k, 8)
     elif by_part:

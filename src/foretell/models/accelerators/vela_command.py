@@ -135,12 +135,13 @@ class Command:
                 (kernel[0] - 1) * (dilation[0] // free[0]) + 1, (kernel[1] - 1) * (dilation[1] // free[1]) + 1
             )  # fmt: skip
             dilation = free
+        taps = math.prod(self.kernel) if kernel != self.kernel else 0
         first = self.reads[0] if self.reads else None
         plain = (first is None or first.plain, self.out.plain)
         width = (first.width if first is not None else 1, 1, self.out.width)
         if self.far:
             ifm, ofm = (*kernel, self.ifm[2]), (1, 1, self.ofm[2])
-            return Layer(what, ifm, ofm, kernel, (1, 1), dilation, lut=self.lut, plain=plain)
+            return Layer(what, ifm, ofm, kernel, (1, 1), dilation, lut=self.lut, plain=plain, taps=taps)
         operand: Size | None = None
         if what == "elementwise" and not self.scalar and (self.own > 1 or self.constant or self.twice):
             operand = self.reads[1].hwc if self.own > 1 else self.ofm if self.whole or self.twice else (1, 1, self.ofm[2])
@@ -149,5 +150,5 @@ class Command:
         sort = "wide" if what == "elementwise" and width[0] > 1 else self.sort
         return Layer(
             what, self.ifm, self.ofm, kernel, self.stride, dilation, sort, lut, operand,
-            self.constant and not self.scalar, plain=plain, width=width, ones=self.ones,
+            self.constant and not self.scalar, plain=plain, width=width, ones=self.ones, taps=taps,
         )  # fmt: skip

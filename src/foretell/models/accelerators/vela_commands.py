@@ -118,7 +118,7 @@ class Commands:
         window = _window(op, (kh, kw))
         groups = self.file.tensors[op.inputs[0]].shape[-1] // max(inner, 1)
         if groups <= 1:
-            far = max(window["stride"]) > _MOST_STRIDE and x.shape[0] == 1
+            far = max(window["stride"]) > _MOST_STRIDE and (x.shape[0] == 1 or self.family != "u85")
             self.images("conv", op, x, y, far=far, **window)
             return
         parts, each = self.joined(op, y), out // groups
@@ -220,9 +220,25 @@ class Commands:
             while 8 * h * w <= y.hwc[0] * y.hwc[1]:
                 h, w = 2 * h, 2 * w
                 step = Map((n, h, w, c))
-                self.enter("resize", [x], step)
+                self.doubled(op, x, step)
                 x = step
-        self.enter("elementwise" if small else "resize", [x], y)
+        if small or self.family == "u85":
+            self.enter("elementwise" if small else "resize", [x], y)
+        else:
+            self.doubled(op, x, y)
+
+    def doubled(self, op: Written, x: Map, y: Map) -> None:
+        """Twice the size; between places, of a map with a border, for every second row and column by itself."""
+        h, w, c = x.hwc
+        if op.name != "RESIZE_BILINEAR" or not op.options.get("half_pixel") or y.hwc[:2] != (2 * h, 2 * w):
+            self.enter("resize", [x], y)
+            return
+        around = Map((1, h + 2, w + 2, c))
+        self.enter("copy", [x], around, part=True, ofm=x.hwc)
+        for size in ((1, w, c), (1, w, c), (h + 2, 1, c), (h + 2, 1, c)):
+            self.enter("copy", [], around, part=True, ifm=size, ofm=size)
+        for _ in range(4):
+            self.enter("depthwise", [around], y, part=True, kernel=(2, 2), ifm=(h + 1, w + 1, c), ofm=(h, w, c))
 
     def pad(self, op: Written) -> None:
         x, y = self.ends(op)

@@ -85,6 +85,8 @@ def _rides(last: Command, c: Command, family: str) -> bool:
     if c.what in ("lut", "relu"):
         if c.folded and not last.folded:
             return False
+        if family != "u85" and (c.ofm if c.part or c.folded else c.out.hwc) != (last.ofm if c.folded else m.hwc):
+            return False  # a view lies between
         return not last.activated and not (family == "u85" and last.what == "transpose")
     return (
         family == "u85" and c.what == "elementwise" and last.what not in ("transpose", "other", "resize")

@@ -25,7 +25,6 @@ from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Ma
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
 _GRAIN = 8  # channels that are computed together at least
-_SPARSE, _ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
 
 
 class System(NamedTuple):
@@ -94,6 +93,8 @@ class Terms(NamedTuple):
 def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
+    if npu.family == "u85":
+        layer = layer._replace(taps=0)
     weighs = layer.what in ("conv", "depthwise")
     ofm, weights, scales, unstaged, moved = layer.ofm, 0.0, 0.0, 0.0, 0.0
     if npu.family == "u85":
@@ -115,8 +116,8 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
         return Terms(cycles, 0, 0, 1)
     each = layer.ifm[2] * layer.ofm[2]
     zeros = math.prod(layer.kernel) - taps
-    if layer.what == "conv" and zeros:  # a dilated kernel's
-        weights = up(int((_SPARSE * taps + _ZERO * zeros) * each) + 16, _ALIGN)
+    if layer.what == "conv" and zeros and npu.family == "u85":  # a dilated kernel's
+        weights = up(int((ethos.SPARSE * taps + ethos.ZERO * zeros) * each) + 16, _ALIGN)
     if ones and npu.family == "u85":  # these compress to an eighth of a byte
         weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
