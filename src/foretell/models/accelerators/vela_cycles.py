@@ -63,7 +63,8 @@ def _spent(system: System, c: Command, plan: Plan) -> Spent:
     total, own = max(cost.npu + waits, memory), cost.npu + waits
     if c.far:
         again, left = max(cost.npu, cost.transfer), c.ofm[0] * c.ofm[1] - 1
-        total, own, memory = total + left * max(again, fast), own + left * again, memory + left * fast
+        rest = cost.fast_staged - (cost.transfer - system.slow[1]) * system.copy / system.fast[0]  # copied once
+        total, own, memory = total + left * max(again, rest), own + left * again, memory + left * rest
     return Spent(total, own, memory, cost, reads_edge, writes_edge)
 
 
