@@ -10,7 +10,7 @@ import pytest
 from foretell.generate.builder import Builder
 from foretell.graph.ir import Graph
 from foretell.graph.precision import as_int8
-from foretell.models.accelerators.ethos import NPUS, Layer, block_of
+from foretell.models.accelerators.ethos_cost import NPUS, Layer, block_of
 from foretell.models.accelerators.vela_cycles import spent
 from foretell.models.accelerators.vela_memory import peak_bytes
 from foretell.models.accelerators.vela_order import commands_of, folded

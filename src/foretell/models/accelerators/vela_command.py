@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from foretell.models.accelerators.ethos import Layer, Size
+from foretell.models.accelerators.ethos_cost import Layer, Size
 
 Shape = tuple[int, ...]
 BRICK = 16  # channels of the brick format
@@ -66,7 +66,7 @@ class Command:
     """Something that the NPU runs.
 
     Attributes:
-        what: as in :class:`foretell.models.accelerators.ethos.Layer`, or lut, relu, resize, transpose, other.
+        what: as in :class:`foretell.models.accelerators.ethos_cost.Layer`, or lut, relu, resize, transpose, other.
         reads: maps that it reads; the first ``own`` of them are not those of commands that ride on it.
         part: whether it writes a part of its output, from channel ``offset`` on.
         starts: the first channel that is read, for each of ``reads``.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from foretell.models.accelerators import ethos
-from foretell.models.accelerators.ethos import Cost, Layer
+from foretell.models.accelerators import ethos_cost
+from foretell.models.accelerators.ethos_cost import Cost, Layer
 from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command
 from foretell.models.accelerators.vela_split import swaps
 from foretell.models.accelerators.vela_staging import Plan, System, plans
@@ -41,7 +41,7 @@ def _spent(system: System, c: Command, plan: Plan) -> Spent:
     if c.order:
         sizes = swaps(c.sizes, c.order)
         steps = [
-            ethos.cost(npu, Layer("turn", size, size), reads_edge and k == 0, writes_edge and k == len(sizes) - 1)
+            ethos_cost.cost(npu, Layer("turn", size, size), reads_edge and k == 0, writes_edge and k == len(sizes) - 1)
             for k, size in enumerate(sizes)
         ]
         cycles = sum(max(s.npu, s.slow, s.fast) for s in steps)
@@ -52,7 +52,7 @@ def _spent(system: System, c: Command, plan: Plan) -> Spent:
     if min(*layer.ifm, *layer.ofm) < 1:
         return Spent(0.0, 0.0, 0.0, Cost(0, 0, 0, 0, 0, 0, 0, 1), reads_edge, writes_edge)
     staged = plan.staged is not None or plan.there
-    cost = ethos.cost(npu, layer, reads_edge, writes_edge, staged)
+    cost = ethos_cost.cost(npu, layer, reads_edge, writes_edge, staged)
     if not staged:
         memory = max(cost.slow, cost.fast)
         places = c.ofm[0] * c.ofm[1] if c.far else 1

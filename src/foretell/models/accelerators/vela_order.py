@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from foretell.errors import UnsupportedError
 from foretell.graph.ir import Graph
-from foretell.models.accelerators.ethos import Size
+from foretell.models.accelerators.ethos_cost import Size
 from foretell.models.accelerators.vela_command import BRICK, OUTPUT, SHALLOW, Command, Map
 from foretell.models.accelerators.vela_commands import Commands
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foretell.models.accelerators.ethos import Size
+from foretell.models.accelerators.ethos_cost import Size
 from foretell.models.accelerators.vela_command import Map, Shape
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from foretell.models.accelerators import ethos, ethos_u85_cost
+from foretell.models.accelerators import ethos_cost, ethos_u85_cost
 from foretell.models.accelerators.ethos_u85_cost import Place, Placed, Step
 from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, up
 
@@ -52,7 +52,7 @@ _U85 = ((20.5, 32.0), (3.28, 500.0), 2.66, ethos_u85_cost.FAST_BYTES, True)
 
 def system_of(device: str) -> System | None:
     """The system of a device that has a closed form, None for others."""
-    npu = ethos.NPUS.get(device)
+    npu = ethos_cost.NPUS.get(device)
     if npu is not None:
         fast, slow = (npu.fast.width, npu.fast.read), (npu.slow.width, npu.slow.read)
         return System(npu.family, fast, slow, npu.slow.width, _ROOM, npu.edges_slow, npu)
@@ -90,7 +90,7 @@ class Terms(NamedTuple):
 
 
 @lru_cache(maxsize=100_000)
-def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
+def _terms(npu: System, layer: ethos_cost.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
     if npu.family == "u85":
@@ -105,19 +105,19 @@ def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool,
     else:
         # Where maps may lie in either memory, the compiler decides with all of them in the slow one.
         drafted = replace(npu.npu, fast=npu.npu.slow) if npu.edges_slow else npu.npu
-        cycles = ethos.cost(drafted, layer, reads_edge, writes_edge, weighs).npu
+        cycles = ethos_cost.cost(drafted, layer, reads_edge, writes_edge, weighs).npu
         if weighs:
-            unstaged = ethos.cost(drafted, layer, reads_edge, writes_edge).npu
-            true = ethos.cost(npu.npu, layer, reads_edge, writes_edge)
+            unstaged = ethos_cost.cost(drafted, layer, reads_edge, writes_edge).npu
+            true = ethos_cost.cost(npu.npu, layer, reads_edge, writes_edge)
             moved = true.slow_staged - true.transfer
-            block = ethos.block_of(npu.npu, layer)
-            ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
+            block = ethos_cost.block_of(npu.npu, layer)
+            ofm, (weights, scales) = block.ofm, ethos_cost.weights_of(layer, block.by_part)
     if not weighs:
         return Terms(cycles, 0, 0, 1)
     each = layer.ifm[2] * layer.ofm[2]
     zeros = math.prod(layer.kernel) - taps
     if layer.what == "conv" and zeros and npu.family == "u85":  # a dilated kernel's
-        weights = up(int((ethos.SPARSE * taps + ethos.ZERO * zeros) * each) + 16, _ALIGN)
+        weights = up(int((ethos_cost.SPARSE * taps + ethos_cost.ZERO * zeros) * each) + 16, _ALIGN)
     if ones and npu.family == "u85":  # these compress to an eighth of a byte
         weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
