@@ -24,6 +24,7 @@ from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Ma
 
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
+_SHORT = 2048  # bytes, of the sizes that were seen between 1400 and 2800
 _GRAIN = 8  # channels that are computed together at least
 
 
@@ -198,7 +199,7 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
         return None
     early = buffers[0] < before.room
     cycles = [t.cycles * up(d, t.grain) / up(channels, t.grain) for d in slices]
-    waits = not before.room and npu.family != "u85"  # the first command may wait
+    waits = not before.room and npu.family != "u85" and sizes[0] <= _SHORT  # the first command may wait a little
     under = [math.inf if waits else before.cycles if early else 0.0, *cycles]
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
