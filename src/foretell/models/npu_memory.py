@@ -14,13 +14,15 @@ from foretell.models.features import Lowered
 from foretell.models.network import MICRO
 from foretell.records import Measurement, Target
 
-_PLANNER = "vela/2"  # changes with the formulas: predictors saved with another are stale
+_PLANNER = {"u55": "vela/3", "u65": "vela/3", "u85": "vela/2"}  # change with the formulas: others that were saved are stale
 
 
-def _known(device: str) -> bool:
+def _planner(device: str) -> str:
+    """Name of the plan of a device's family, empty if there is none."""
     from foretell.models.accelerators.vela_staging import system_of
 
-    return system_of(device) is not None
+    system = system_of(device)
+    return _PLANNER[system.family] if system is not None else ""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class NpuMemory:
 
         Ratios are those of networks, if there are any: packs of layers and sweeps of one layer are harder and easier.
         """
-        if target.backend != "vela" or not _known(target.device):
+        if target.backend != "vela" or not _planner(target.device):
             return None
         model = cls(target.device)
         networks = [m.name.split("-")[0] not in MICRO for m in rows]
@@ -59,14 +61,14 @@ class NpuMemory:
 
     def state(self) -> dict[str, Any]:
         """JSON-able values."""
-        return {"allocator": "npu", "planner": _PLANNER, "device": self.device}
+        return {"allocator": "npu", "planner": _planner(self.device), "device": self.device}
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> NpuMemory:
         """Inverse of :meth:`state`. Raises PredictorError on values that are not ours."""
-        if data.get("planner") != _PLANNER:
-            raise PredictorError("was fitted on another plan", where="memory.planner", try_="rebuild it")
         device = data.get("device")
-        if not isinstance(device, str) or not _known(device):
+        if not isinstance(device, str) or not _planner(device):
             raise PredictorError(f"names no known NPU {device!r}", where="memory.device")
+        if data.get("planner") != _planner(device):
+            raise PredictorError("was fitted on another plan", where="memory.planner", try_="rebuild it")
         return cls(device)

@@ -1,137 +1,86 @@
-"""Cycles of a kernel on Arm's Ethos-U55 and U65 as the Vela compiler estimates them, without its scheduler.
+"""Cycles of the kernels of a network on Arm's Ethos-U55 and U65, as the Vela compiler estimates them.
 
-An output map is computed in blocks that fit the NPU's memory. A block costs the multipliers' cycles, in which micro-blocks
-that do not divide are padded, or the output stage's, whichever are more; meanwhile inputs, weights and outputs move
-over two memories, each with its width and its smallest burst. The layer takes as long as the slowest of these. Weights
-are read anew for every block of rows and columns, unless they are staged in the fast memory first.
+A network is priced from the commands that the compiler makes of its file (:mod:`.vela_order`, :mod:`.vela_cycles`). One of
+which no file can be written is priced kernel by kernel: what a kernel becomes stands here, what a layer costs in
+:mod:`.ethos_cost`.
 
 An Ethos-U85 moves and chains differently, :mod:`foretell.models.accelerators.ethos_u85`; what it shares with the others
-(its sizes, padding of micro-blocks, size of compressed weights, kernels as layers) stands here.
-
-Sizes of the arrays, of their memories and of micro-blocks: Arm's technical reference manuals of Ethos-U55, U65 and
-U85; speeds of the memories: ``vela.ini`` (https://pypi.org/project/ethos-u-vela/). What the compiler makes of them was
-found by comparing its per-layer tables with shapes.
+(kernels as layers, bounds) stands here.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foretell.graph.ir import Graph
 from foretell.graph.kinds import NodeKind
 from foretell.models.accelerators import WIDTH, Bounds, Priced
+from foretell.models.accelerators.ethos_cost import NPUS, Cost, Layer, Size, cost
 from foretell.models.features import Kernel, KernelKind, Lowered
 
+if TYPE_CHECKING:
+    from foretell.models.accelerators.vela_cycles import Spent
+
 Array = np.ndarray[Any, Any]
-Size = tuple[int, int, int]  # height, width, channels
-_WEIGHT_BYTES = 0.8825  # of an int8 weight after Vela's compression, normally distributed values
-BRICK = 16  # channels of the brick format in which maps are kept
 MOST_STRIDE = 3
-
-
-class Memory(NamedTuple):
-    """Bytes a cycle, cycles until the first byte is read or written, bytes of a burst."""
-
-    width: float
-    read: int
-    write: int
-    burst: int
-
-
-@dataclass(frozen=True)
-class Npu:
-    """One size of one Ethos-U in the system that foretell's targets name.
-
-    Attributes:
-        micro: height, width and depth of a micro-block of outputs.
-        banks: KiB of its shared memory.
-        grain: banks that an input block and an accumulator block are rounded up to.
-        per_element: cycles of the output stage for an element: sum, product, maximum pool, others, 32-bit.
-        lut: cycles of an element through a table.
-        clock_hz, fast, slow: of the system. Weights and constants lie in ``slow``.
-        edges_slow: whether inputs and outputs of the network lie in the slow memory.
-    """
-
-    family: str
-    macs: int
-    micro: Size
-    banks: int
-    grain: tuple[int, int]
-    per_element: tuple[float, float, float, float, float]
-    lut: float
-    clock_hz: float
-    fast: Memory
-    slow: Memory
-    edges_slow: bool
-    cores: int = 1
-
-
-_U55 = (0.5e9, Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128), False)
-_U65 = (1e9, Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128), True)
-_P32, _P64, _P128 = (6, 3, 1, 2, 2), (3, 1.5, 0.5, 1, 1.5), (1.5, 0.75, 0.25, 0.5, 1.25)
-_P256, _P512 = (0.75, 0.375, 0.125, 0.25, 1.125), (0.375, 0.1875, 0.0625, 0.125, 0.5625)
-NPUS = {
-    "ethos-u55-32": Npu("u55", 32, (1, 1, 4), 16, (2, 4), _P32, 1.0, *_U55),
-    "ethos-u55-64": Npu("u55", 64, (1, 1, 8), 16, (2, 4), _P64, 1.0, *_U55),
-    "ethos-u55-128": Npu("u55", 128, (1, 2, 8), 24, (4, 8), _P128, 1.0, *_U55),
-    "ethos-u55-256": Npu("u55", 256, (2, 2, 8), 48, (8, 16), _P256, 1.0, *_U55),
-    "ethos-u65-256": Npu("u65", 256, (2, 2, 8), 48, (8, 16), _P256, 1.0, *_U65),
-    "ethos-u65-512": Npu("u65", 512, (2, 2, 8), 48, (8, 16), _P512, 0.5, *_U65, 2),
-}
-
-
-class Layer(NamedTuple):
-    """What the NPU is asked to do: ``what`` is conv, depthwise, pool, copy, shuffle or elementwise.
-
-    ``sort`` says which cost of the output stage counts: sum, product, maximum, other, wide (32 bits).
-    ``operand`` is the size of a second input, ``times`` how often the layer is run (groups), ``taps`` how many of the
-    kernel's elements are not zeros put between them for the sake of dilation (0: not told).
-    """
-
-    what: str
-    ifm: Size
-    ofm: Size
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    sort: str = "other"
-    lut: bool = False
-    operand: Size | None = None
-    constant: bool = False  # whether the operand is one
-    times: int = 1
-    taps: int = 0
-
-
-class Cost(NamedTuple):
-    """Cycles of a layer: of the NPU itself, of the two memories without and with weights staged; what decides them."""
-
-    npu: float
-    slow: float
-    fast: float
-    slow_staged: float
-    fast_staged: float
-    transfer: float  # of the weights, once
-    output: float  # of the output stage alone
-    useful: float  # share of the multipliers' cycles that is not padding
-    waits: float = 0.0  # for weights that are fetched anew for every position; they count as the NPU's cycles
-
-
-def up(a: int, b: int) -> int:
-    return -(-a // b) * b
 
 
 class Ethos:
     """Closed form of one of :data:`NPUS`."""
 
-    name = "ethos/2"
+    name = "ethos/3"
 
-    def __init__(self, npu: Npu) -> None:
-        self.npu = npu
+    def __init__(self, device: str) -> None:
+        self.device, self.npu = device, NPUS[device]
+
+    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+        return self._by_commands(graph, lowered) or self._by_kernels(graph, lowered)
+
+    def _by_commands(self, graph: Graph, lowered: Lowered) -> Priced | None:
+        """Prices from the commands of the file that the compiler gets; None if there is no such file."""
+        from foretell.models.accelerators.vela_cycles import spent
+        from foretell.models.accelerators.vela_order import commands_of
+        from foretell.models.accelerators.vela_staging import system_of
+
+        system = system_of(self.device)
+        order = commands_of(graph, self.npu.family)
+        if system is None or order is None:
+            return None
+        owner = {n: i for i, kernel in enumerate(lowered.kernels) for n in kernel.nodes}
+        parts: list[list[Spent]] = [[] for _ in lowered.kernels]
+        waiting: list[Spent] = []  # of nodes that are in no kernel: they count to what comes next
+        at = -1
+        for c, one in zip(order, spent(system, order), strict=True):
+            found = max((owner[n] for n in c.nodes if n in owner), default=-1)
+            waiting.append(one)
+            if found >= 0:
+                at = found
+                parts[at] += waiting
+                waiting = []
+        if waiting and at >= 0:
+            parts[at] += waiting
+        rows = np.zeros((len(parts), 1 + WIDTH))
+        busy = np.zeros((len(parts), 2))
+        for i, part in enumerate(parts):
+            costs = [p.cost for p in part]
+            edges = any(p.reads_edge for p in part), any(p.writes_edge for p in part)
+            rows[i] = self._row(sum(p.total for p in part), costs, edges)
+            busy[i] = sum(p.npu for p in part), sum(p.memory for p in part)
+        return Priced(rows[:, 0], None, rows[:, 1:], busy / self.npu.clock_hz)
+
+    def _row(self, total: float, costs: Sequence[Cost], edges: tuple[bool, bool]) -> tuple[float, ...]:
+        """Seconds of a kernel, and its features."""
+        main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
+        total = max(total, 1.0)
+        return (
+            total / self.npu.clock_hz, math.log(total), *(math.log(v + 1) - math.log(total) for v in main[:3]),
+            math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
+            len(costs) + 10 * edges[0] + 20 * edges[1],
+        )  # fmt: skip
 
     def _costs(
         self, graph: Graph, kernel: Kernel, kind: KernelKind, scaled: str, reads_edge: bool, writes_edge: bool
@@ -145,7 +94,8 @@ class Ethos:
         moved = kind.traffic / self.npu.fast.width
         return [Cost(moved, 0.0, moved, 0.0, moved, 0.0, 0.0, 1.0)]
 
-    def price(self, graph: Graph, lowered: Lowered) -> Priced:
+    def _by_kernels(self, graph: Graph, lowered: Lowered) -> Priced:
+        """Prices from the kernels alone, for networks that no file can be written of."""
         npu = self.npu
         edges = {*graph.inputs, *graph.outputs}
         rows = np.zeros((len(lowered.kernels), 1 + WIDTH))
@@ -167,13 +117,7 @@ class Ethos:
                 memory = max(c.slow, c.fast) if plain < staged else max(c.slow_staged, c.fast_staged)
                 busy[i] += (min(plain, staged), max(c.slow_staged - c.waits, c.fast)) if c.waits else (c.npu, memory)
                 before = c.npu
-            main = max(costs, key=lambda c: max(c.npu, c.slow), default=Cost(1, 1, 1, 1, 1, 1, 1, 1))
-            total = max(total, 1.0)
-            rows[i] = (
-                total / npu.clock_hz, math.log(total), *(math.log(v + 1) - math.log(total) for v in main[:3]),
-                math.log(main.transfer + 1) - math.log(total), math.log(main.output + 1) - math.log(total), main.useful,
-                len(costs) + 10 * reads_edge + 20 * writes_edge,
-            )  # fmt: skip
+            rows[i] = self._row(total, costs, (reads_edge, writes_edge))
         return Priced(rows[:, 0], None, rows[:, 1:], busy / npu.clock_hz)
 
     def bounds(self, features: Array) -> Bounds:
@@ -338,197 +282,6 @@ def _elementwise(kind: NodeKind, lut: bool = False) -> list[Layer]:
     )]  # fmt: skip
 
 
-class Block(NamedTuple):
-    ifm: Size
-    ofm: Size
-    by_part: bool  # several kernel elements at a time rather than many channels
-
-
-def _by_part(layer: Layer) -> bool:
-    taps, c = layer.kernel[0] * layer.kernel[1], layer.ifm[2]
-    if layer.what != "conv":
-        return False
-    return c <= 8 or c / up(c, 8) * taps / up(taps, 4) >= c / up(c, 32)
-
-
-@lru_cache(maxsize=100_000)
-def block_of(npu: Npu, layer: Layer) -> Block:
-    """The block of outputs with the least traffic of those that fit."""
-    uh, uw, uc = npu.micro
-    part = _by_part(layer)
-    c, taps = layer.ifm[2], layer.kernel[0] * layer.kernel[1]
-    same = layer.what in ("depthwise", "pool", "copy", "elementwise")
-    deep = min(up(c, 8), 16 if part else 32)
-    space = [up(min(n, m), u) for n, m, u in zip(layer.ofm, (32, 64, 128), npu.micro, strict=True)]
-    h, w = np.arange(uh, space[0] + 1, uh), np.arange(uw, space[1] + 1, uw)
-    if layer.ofm[2] > 16:
-        d = np.arange(16, up(space[2], 16) + 1, 16)
-    else:
-        d = np.array([min(up(max(uc, min(space[2], 16)), uc), space[2])])
-    reach = [min((k - 1) * g + 1, 8) for k, g in zip(layer.kernel, layer.dilation, strict=True)]
-    again = math.prod(-(-((k - 1) * g + 1) // 8) for k, g in zip(layer.kernel, layer.dilation, strict=True))
-    ih = -(-((h - 1) * layer.stride[0] + reach[0]) // uh) * uh
-    iw = -(-((w - 1) * layer.stride[1] + reach[1]) // uw) * uw
-    area_in, area = ih[:, None, None] * iw[None, :, None], h[:, None, None] * w[None, :, None]
-    depth_in = d[None, None, :] if same else np.full((1, 1, len(d)), deep)
-    taken = area_in * (-(-depth_in // 8) * 8)
-    free = npu.banks - 2 - max(2 if layer.lut else 0, 2 if npu.banks > 16 else 0)
-    g_in, g_acc = npu.grain
-    banks = -(-(-(-taken // 1024) * 2) // g_in) * g_in
-    if layer.what == "elementwise":
-        fits = banks * (2 if layer.operand else 1) <= free
-    else:
-        sums = -(-(area * (-(-d // 8) * 8)[None, None, :] * 4) // 1024) * 2
-        fits = banks + -(-sums // g_acc) * g_acc <= free
-    rows, columns = -(-layer.ofm[0] // h)[:, None, None], -(-layer.ofm[1] // w)[None, :, None]
-    if layer.what in ("elementwise", "copy"):
-        price = 1.0 / (area * d[None, None, :])
-    else:
-        price = area_in * c * again * (layer.ofm[0] / h)[:, None, None] * (layer.ofm[1] / w)[None, :, None]
-        if not same:
-            price = price * (-(-layer.ofm[2] // d))[None, None, :]
-        if layer.what in ("conv", "depthwise"):
-            price = price + taps * c * rows * columns * (layer.ofm[2] if layer.what == "conv" else 1)
-        price = np.where(math.prod(layer.ifm) < 2 * area_in * depth_in, price / 2, price)
-    price = np.broadcast_to(np.where(fits, price, np.inf), fits.shape).transpose(2, 0, 1)  # of equals the flattest
-    e, a, b = np.unravel_index(int(np.argmin(price)), price.shape)
-    out = (int(h[a]), int(w[b]), int(d[e]))
-    return Block((int(ih[a]), int(iw[b]), out[2] if same else deep), out, part)
-
-
-def parts_of(k: int) -> list[tuple[int, int]]:
-    """A side of a kernel is cut into parts of at most eight: (their length, how many of them)."""
-    return [(length, count) for length, count in ((8, k // 8), (k % 8, 1)) if length and count]
-
-
-def _burst(memory: Memory, run: float) -> float:
-    """Bytes that move for each byte wanted when ``run`` of them lie together."""
-    return memory.burst / min(memory.burst, max(run, 1.0))
-
-
-def clip(a: Size, b: Size) -> Size:
-    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
-
-
-@lru_cache(maxsize=100_000)
-def cost(npu: Npu, layer: Layer, reads_edge: bool, writes_edge: bool) -> Cost:
-    """Cycles of ``layer``; whether it reads or writes the network's inputs or outputs says in which memory they lie."""
-    if layer.what == "shuffle":  # channels of groups are interleaved
-        n = float(math.prod(layer.ofm))
-        return Cost(2 * n, 0.0, 2 * n, 0.0, 2 * n, 0.0, 0.0, 1.0)
-    block = block_of(npu, layer)
-    ifm, ofm = layer.ifm, layer.ofm
-    ob, ib = clip(block.ofm, ofm), clip(block.ifm, ifm)
-    source = npu.slow if reads_edge and npu.edges_slow else npu.fast
-    sink = npu.slow if writes_edge and npu.edges_slow else npu.fast
-    brick_in, brick_out = not reads_edge, not writes_edge
-    run_in = 16 * ib[1] if brick_in else block.ifm[2] * (ib[1] if block.ifm[2] == ifm[2] else 1)
-    run_out = 16 * ob[1] * npu.cores if brick_out else min(64, 16 * npu.cores, ob[2])
-    over_in, over_out = _burst(source, run_in), _burst(sink, run_out)
-    deep_in = up(ifm[2], BRICK) if brick_in else ifm[2]
-    deep_out = up(ofm[2], BRICK) if brick_out else ofm[2]
-    element = npu.per_element[("sum", "product", "maximum", "other", "wide").index(layer.sort)]
-    if layer.lut:
-        element = max(element, npu.lut)
-    first = source.read + math.prod(ib) * over_in / source.width
-    last = sink.write + math.prod(ob) * over_out / sink.width
-    written = ofm[0] * ofm[1] * deep_out * over_out
-    taps = layer.kernel[0] * layer.kernel[1]
-    weights = scales = 0.0
-    again = 0
-    useful = 1.0
-    if layer.what == "elementwise":
-        n = ofm[0] * ofm[1] * deep_out
-        own = max(element * n, (max(first, last) / math.prod(block.ofm) + element) / 4 * n)
-        output = element * n
-        second = 0.0 if layer.operand is None else float(n)
-        moved = {"source": float(n) * over_in, "sink": written, "second": second}
-    else:
-        rows, columns = -(-ofm[0] // ob[0]), -(-ofm[1] // ob[1])
-        turns = 1 if layer.what != "conv" else -(-ofm[2] // ob[2])
-        pieces = -(-layer.kernel[0] // 8) * -(-layer.kernel[1] // 8)
-        again = rows * columns
-        mac = _mac_cycles(npu, layer, block, ib, ob)
-        micro = [-(-n // u) for n, u in zip(ob, npu.micro, strict=True)]
-        blocks = math.prod(-(-n // u) for n, u in zip(ofm, npu.micro, strict=True)) / math.prod(micro)
-        stage = element * math.prod(ob)
-        if layer.what in ("conv", "depthwise"):
-            weights, scales = weights_of(layer, block.by_part)
-            stage = max(stage, 10 * ob[2] * npu.slow.read / 256)
-        issue = ((abs(last - first) if blocks > 1 else 0.0) + mac + stage) / 4
-        m, a = max(mac, issue), max(stage, issue)
-        own = (m * blocks + a if m > a else a * blocks + m) + first + last
-        output = a * blocks
-        ideal = math.prod(ofm) * taps * (ifm[2] if layer.what == "conv" else 1) / npu.macs
-        useful = min(1.0, ideal / max(own, 1.0))
-        moved = {
-            "source": ib[0] * ib[1] * deep_in * pieces * again * turns * over_in, "sink": written, "second": 0.0,
-        }  # fmt: skip
-    bytes_slow = (moved["source"] if source is npu.slow else 0.0) + (moved["sink"] if sink is npu.slow else 0.0)
-    bytes_fast = moved["source"] + moved["sink"] - bytes_slow
-    if layer.constant:  # kept channel by channel, so that only the channels of a block lie together
-        bytes_slow += moved["second"] * _burst(npu.slow, ib[2])
-    else:
-        bytes_fast += moved["second"] * (_burst(npu.fast, run_in))
-    slow, fast = bytes_slow / npu.slow.width, bytes_fast / npu.fast.width
-    scaling = again * scales / npu.slow.width
-    plain, staged = slow + again * weights / npu.slow.width + scaling, slow + weights / npu.slow.width + scaling
-    transfer = (weights + scales) / npu.slow.width + npu.slow.read
-    t = layer.times
-    return Cost(
-        own * t, plain * t, fast * t, staged * t, fast * t + (1 + again) * weights / npu.fast.width * t,
-        (transfer if weights else 0.0) * t, output * t, useful,
-        weights / npu.slow.width * t if layer.what == "conv" and t > 1 and ofm[:2] == (1, 1) else 0.0,
-    )  # fmt: skip
-
-
-def _mac_cycles(npu: Npu, layer: Layer, block: Block, ib: Size, ob: Size) -> float:
-    """Cycles of the multipliers for one block of outputs."""
-    nxy = -(-ob[0] // npu.micro[0]) * -(-ob[1] // npu.micro[1])
-    nz = -(-ob[2] // npu.micro[2])
-    feed = 4 * npu.micro[2]
-    wait = 3 if npu.macs == 32 else 2
-    groups_in = -(-ib[2] // 8)
-    total = 0.0
-    for a, rows in parts_of(layer.kernel[0]):
-        for b, columns in parts_of(layer.kernel[1]):
-            e = a * b
-            steps = (
-                1 if layer.what in ("pool", "copy") else -(-e // 4) if layer.what == "depthwise" or block.by_part else e
-            )
-            if layer.what in ("pool", "copy"):
-                cycles = (1 if npu.macs == 32 else 4) * max(4, e) * nxy * nz
-            elif layer.what == "depthwise":
-                cycles = max(feed, 4 * nxy) * steps * nz
-            elif block.by_part:
-                cycles = max(feed, 4 * nxy) * steps * nz * groups_in
-            else:
-                cycles = max(feed, 4 * nxy) * steps * nz
-            delay = 0.0
-            if nxy == 1:
-                delay = wait * steps if nz == 1 else wait * (steps - 1) * nz if steps > 1 else 0
-                delay *= groups_in if block.by_part else 1
-            total += rows * columns * (cycles + delay)
-    if layer.what == "conv":
-        total *= -(-layer.ifm[2] // ib[2])
-    return total / npu.cores if npu.family == "u65" else total
-
-
-def weights_of(layer: Layer, by_part: bool) -> tuple[float, float]:
-    """Bytes of the compressed weights and of the scales of a layer."""
-    taps, c, k = layer.kernel[0] * layer.kernel[1], layer.ifm[2], layer.ofm[2]
-    if layer.what == "depthwise":
-        raw, padded = taps * k, up(taps, 4) * k
-    elif by_part:
-        raw, padded = taps * c * k, up(taps, 4) * up(c, 8) * k
-    else:
-        raw, padded = taps * c * k, taps * up(c, 32) * k
-    extra = padded - raw
-    size = _WEIGHT_BYTES * raw + 0.5 * extra if extra <= 0.05 * raw else 1.003 * raw + 0.09 * extra
-    return up(int(size) + 16, 16), float(up(10 * k, 16))
-
-
 def closed_form(device: str) -> Ethos | None:
     """The closed form of a device in its usual system; None for another system or another device."""
-    npu = NPUS.get(device)
-    return Ethos(npu) if npu is not None else None
+    return Ethos(device) if device in NPUS else None

@@ -13,7 +13,8 @@ import numpy as np
 
 from foretell.graph.ir import Graph
 from foretell.models.accelerators import WIDTH, Bounds, Priced
-from foretell.models.accelerators.ethos import BRICK, Cost, bounds_of, hwc, scaled_part, up
+from foretell.models.accelerators.ethos import bounds_of, hwc, scaled_part
+from foretell.models.accelerators.ethos_cost import BRICK, Cost, up
 from foretell.models.accelerators.ethos_u85_cost import (
     CLOCK_HZ,
     CONSTANT,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.models.accelerators.ethos import BRICK, Cost, Layer, Size, clip, parts_of, up
+from foretell.models.accelerators.ethos_cost import BRICK, Cost, Layer, Size, clip, parts_of, up
 
 Array = np.ndarray[Any, Any]
 CLOCK_HZ = 1e9

@@ -21,7 +21,8 @@ from itertools import accumulate
 import numpy as np
 
 from foretell.graph.ir import Graph, Node
-from foretell.models.accelerators.ethos import BRICK, hwc, scaled_part, up
+from foretell.models.accelerators.ethos import hwc, scaled_part
+from foretell.models.accelerators.ethos_cost import BRICK, up
 from foretell.models.accelerators.ethos_u85_cost import FAST_BYTES, Npu, Place
 from foretell.models.accelerators.ethos_u85_steps import DIVISION, is_matrix
 from foretell.models.features import Lowered

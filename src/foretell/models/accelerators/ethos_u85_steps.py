@@ -13,7 +13,8 @@ import math
 
 from foretell.graph.ir import Graph
 from foretell.graph.kinds import NodeKind
-from foretell.models.accelerators.ethos import BRICK, MOST_STRIDE, TABLES, Layer, Size, convolution, hwc, node_layers
+from foretell.models.accelerators.ethos import MOST_STRIDE, TABLES, convolution, hwc, node_layers
+from foretell.models.accelerators.ethos_cost import BRICK, Layer, Size
 from foretell.models.accelerators.ethos_u85_cost import CONSTANT, FIRST, SECOND, Npu, Step
 from foretell.models.features import Kernel, KernelKind
 

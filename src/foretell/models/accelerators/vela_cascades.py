@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foretell.models.accelerators.vela_commands import Command, Map, up
+from foretell.models.accelerators.vela_command import Command, Map, up
 from foretell.models.accelerators.vela_staging import Before, System, staged, terms_of
 
 _STRIPED = frozenset(("conv", "depthwise", "pool", "elementwise", "lut", "relu"))

@@ -12,133 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from foretell.models.accelerators.ethos import Layer, Size
+from foretell.models.accelerators import vela_split
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, SHALLOW, Command, Map, Shape, size_of
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline, Written
 
-Shape = tuple[int, ...]
-BRICK = 16  # channels of the brick format
-_ALIGN = 16  # bytes that buffers are rounded up to
 _MOST_STRIDE = 3  # of a convolution that is one command
 _MEAN_ROWS, _MEAN_SIZE = 64, 4096  # rows, and elements of a channel, that one command sums up
-INPUT, OUTPUT = "in", "out"
-
-
-def up(a: int, b: int) -> int:
-    """``a`` rounded up to a multiple of ``b``."""
-    return -(-a // b) * b
-
-
-@dataclass(eq=False)
-class Map:
-    """A feature map.
-
-    Attributes:
-        shape: in the file's order, channels last.
-        width: bytes of an element.
-        plain: whether it is kept row by row; else in bricks of 16 channels.
-        edge: ``in`` or ``out`` for an in- or output of the network.
-    """
-
-    shape: Shape
-    width: int = 1
-    plain: bool = False
-    edge: str = ""
-    writers: list[Command] = field(default_factory=list)
-    readers: list[Command] = field(default_factory=list)
-    hwc: Size = (1, 1, 1)
-
-    def __post_init__(self) -> None:
-        s = self.shape
-        self.hwc = (math.prod(s[:-2]), s[-2], s[-1]) if len(s) > 1 else (1, 1, s[0] if s else 1)
-
-    @property
-    def elements(self) -> int:
-        """Elements, those that fill up bricks included."""
-        h, w, c = self.hwc
-        return h * w * (c if self.plain else up(c, BRICK))
-
-    @property
-    def size(self) -> int:
-        """Bytes of its buffer."""
-        return up(self.elements * self.width, _ALIGN)
-
-
-@dataclass(eq=False)
-class Command:
-    """Something that the NPU runs.
-
-    Attributes:
-        what: as in :class:`foretell.models.accelerators.ethos.Layer`, or lut, relu, resize, transpose, other.
-        reads: maps that it reads; the first ``own`` of them are not those of commands that ride on it.
-        part: whether it writes a part of its output, from channel ``offset`` on.
-        starts: the first channel that is read, for each of ``reads``.
-        constant: whether an operand is one.
-        far: whether every position of the output is a command of its own, with the same weights.
-        again: whether the command before of its kind has the same weights.
-        ones: whether all of its weights are alike.
-        activated: whether it ends in an activation: none can ride on it then.
-        chain, operands: of an U85's chain: its length, and how many maps and constants it reads.
-    """
-
-    what: str
-    reads: list[Map]
-    out: Map
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    ifm: Size = (0, 0, 0)
-    ofm: Size = (0, 0, 0)
-    sort: str = "other"
-    lut: bool = False
-    part: bool = False
-    offset: int = 0
-    starts: list[int] = field(default_factory=list)
-    constant: bool = False
-    far: bool = False
-    again: bool = False
-    ones: bool = False
-    activated: bool = False
-    own: int = 0
-    chain: int = 1
-    operands: int = 0
-
-    def __post_init__(self) -> None:
-        self.own = len(self.reads)
-        self.operands = max(1, self.own + (self.constant and self.sort != "product"))
-        self.starts = self.starts or [0] * self.own
-        if not any(self.ofm):
-            self.ofm = self.out.hwc
-        if not any(self.ifm):
-            self.ifm = self.reads[0].hwc if self.reads and self.what != "elementwise" else self.ofm
-
-    @property
-    def weighs(self) -> bool:
-        """Whether it has weights."""
-        return self.what in ("conv", "depthwise")
-
-    def layer(self) -> Layer:
-        """What it costs, as the closed form asks for it. A command that is ``far`` stands for one position."""
-        what = self.what if self.what in ("conv", "depthwise", "pool", "elementwise") else "copy"
-        kernel, dilation = self.kernel, self.dilation
-        if self.weighs:  # twofold dilation is free, what is beyond becomes zeros in the kernel
-            free = (2 - dilation[0] % 2, 2 - dilation[1] % 2)
-            kernel = (
-                (kernel[0] - 1) * (dilation[0] // free[0]) + 1, (kernel[1] - 1) * (dilation[1] // free[1]) + 1
-            )  # fmt: skip
-            dilation = free
-        if self.far:
-            return Layer(what, (*kernel, self.ifm[2]), (1, 1, self.ofm[2]), kernel, (1, 1), dilation, lut=self.lut)
-        operand = None
-        if what == "elementwise" and (self.own > 1 or self.constant):
-            operand = self.reads[1].hwc if self.own > 1 else (1, 1, self.ofm[2])
-        return Layer(
-            what, self.ifm, self.ofm, kernel, self.stride, dilation, self.sort, self.lut, operand, self.constant
-        )  # fmt: skip
 
 
 # From operators to commands
@@ -165,8 +48,11 @@ class Commands:
         for op in file.ops:
             for t in op.inputs:
                 self.readers.setdefault(t, []).append(op.name)
+        apart = _TAKEN_APART if family != "u85" else {}
+        self.nodes: tuple[int, ...] = ()
         for op in file.ops:
-            _OPERATORS.get(op.name, Commands.other)(self, op)
+            self.nodes = op.nodes
+            (apart.get(op.name) or _OPERATORS.get(op.name, Commands.other))(self, op)
 
     def constant(self, t: int) -> bool:
         return self.file.tensors[t].data is not None
@@ -183,11 +69,23 @@ class Commands:
             known = self.maps[t] = Map(tuple(stored.shape), 4 if stored.dtype == "i32" else 1)
         return known
 
+    def shape(self, t: int) -> Shape:
+        """Shape of a tensor; its map may have another, of which it is a view."""
+        return tuple(self.file.tensors[t].shape)
+
     def ends(self, op: Written) -> tuple[Map, Map]:
         return self.map(op.inputs[0]), self.map(op.outputs[0])
 
     def enter(self, what: str, reads: Iterable[Map], out: Map, **more: Any) -> Command:
-        c = Command(what, list(reads), out, **more)
+        # The activation of a map of few channels is a command of its own, which is folded.
+        apart = more.get("activated") and what not in ("lut", "relu") and self.family != "u85"
+        if apart and out.hwc[2] < SHALLOW and not more.get("lut"):
+            parts = Map(out.shape)
+            self.enter(what, reads, parts, **{**more, "activated": False})
+            return self.enter("relu", [parts], out, activated=True)
+        if self.family == "u85":  # whose form tells no single numbers from others
+            more["scalar"] = False
+        c = Command(what, list(reads), out, nodes=self.nodes, **more)
         for m in c.reads:
             m.readers.append(c)
         out.writers.append(c)
@@ -220,7 +118,7 @@ class Commands:
         window = _window(op, (kh, kw))
         groups = self.file.tensors[op.inputs[0]].shape[-1] // max(inner, 1)
         if groups <= 1:
-            far = max(window["stride"]) > _MOST_STRIDE and x.shape[0] == 1
+            far = max(window["stride"]) > _MOST_STRIDE and (x.shape[0] == 1 or self.family != "u85")
             self.images("conv", op, x, y, far=far, **window)
             return
         parts, each = self.joined(op, y), out // groups
@@ -257,9 +155,13 @@ class Commands:
 
     def pair(self, op: Written) -> None:
         reads = dict.fromkeys(self.map(t) for t in op.inputs[:2] if not self.constant(t))
-        constant = any(self.constant(t) for t in op.inputs[:2])
+        constants = [t for t in op.inputs[:2] if self.constant(t)]
+        scalar = all(math.prod(self.file.tensors[t].shape) == 1 for t in constants)
         y = self.map(op.outputs[0])
-        self.enter("elementwise", reads, y, sort=_PAIRS[op.name], activated=_activated(op), constant=constant)
+        self.enter(
+            "elementwise", reads, y, sort=_PAIRS[op.name], activated=_activated(op), constant=bool(constants),
+            scalar=bool(constants) and scalar, twice=not constants and len(reads) == 1,
+        )  # fmt: skip
 
     def table(self, op: Written) -> None:
         x, y = self.ends(op)
@@ -272,6 +174,9 @@ class Commands:
     def mean(self, op: Written) -> None:
         """Depthwise sums in 32 bits of as many rows as one command takes, their sum, and a product."""
         x, y = self.ends(op)
+        if self.integers(op.inputs[1]) == [len(x.shape) - 1] and self.family != "u85":
+            vela_split.mean_of_channels(self, op)
+            return
         if len(x.shape) - 1 in self.integers(op.inputs[1]):
             shape: Shape = y.shape if len(y.shape) == len(x.shape) else (*y.shape, 1)
         else:
@@ -290,7 +195,7 @@ class Commands:
                 self.enter("elementwise", [total, part], both, sort="wide")
                 part = both
             total = part
-        self.enter("elementwise", [total or wide], y, sort="product", constant=True)
+        self.enter("elementwise", [total or wide], y, sort="product", constant=True, scalar=True)
 
     def softmax(self, op: Written) -> None:
         """The maximum of a row; in 32 bits exponentials, their sum, its reciprocal, and the products."""
@@ -315,17 +220,60 @@ class Commands:
             while 8 * h * w <= y.hwc[0] * y.hwc[1]:
                 h, w = 2 * h, 2 * w
                 step = Map((n, h, w, c))
-                self.enter("resize", [x], step)
+                self.doubled(op, x, step)
                 x = step
-        self.enter("elementwise" if small else "resize", [x], y)
+        if small or self.family == "u85":
+            self.enter("elementwise" if small else "resize", [x], y)
+        else:
+            self.doubled(op, x, y)
+
+    def doubled(self, op: Written, x: Map, y: Map) -> None:
+        """Twice the size; between places, of a map with a border, for every second row and column by itself."""
+        h, w, c = x.hwc
+        if op.name != "RESIZE_BILINEAR" or not op.options.get("half_pixel") or y.hwc[:2] != (2 * h, 2 * w):
+            self.enter("resize", [x], y)
+            return
+        around = Map((1, h + 2, w + 2, c))
+        self.enter("copy", [x], around, part=True, ofm=x.hwc)
+        for size in ((1, w, c), (1, w, c), (h + 2, 1, c), (h + 2, 1, c)):
+            self.enter("copy", [], around, part=True, ifm=size, ofm=size)
+        for _ in range(4):
+            self.enter("depthwise", [around], y, part=True, kernel=(2, 2), ifm=(h + 1, w + 1, c), ofm=(h, w, c))
 
     def pad(self, op: Written) -> None:
         x, y = self.ends(op)
         if op.name == "PAD" and all(r in ("CONV_2D", "DEPTHWISE_CONV_2D") for r in self.readers.get(op.outputs[0], ())):
             self.maps[op.outputs[0]] = x  # convolutions pad by themselves
         else:
-            self.enter("copy", [], y, part=True)  # the border
+            self.border(op, y)
             self.enter("copy", [x], y, part=True, ofm=x.hwc)
+
+    def border(self, op: Written, y: Map) -> None:
+        """What is written around a map."""
+        before = self.shape(op.inputs[0])
+        h, w, c = y.hwc
+        if self.family == "u85" or len(before) != 4 or (h, w) == before[1:3]:
+            self.enter("copy", [], y, part=True)
+            return
+        amounts = self.integers(op.inputs[1])
+        for size, amount in (((h, amounts[4], c), amounts[4]), ((h, amounts[5], c), amounts[5]),
+                             ((amounts[2], w, c), amounts[2]), ((amounts[3], w, c), amounts[3])):  # fmt: skip
+            if amount:
+                self.enter("copy", [], y, part=True, ifm=size, ofm=size, constant=True)
+
+    def most(self, op: Written) -> None:
+        """The largest of each channel, of columns first, then of what is left."""
+        x, y = self.ends(op)
+        shape = self.shape(op.inputs[0])
+        if self.family == "u85" or len(shape) != 4 or self.integers(op.inputs[1]) != [1, 2]:
+            self.other(op)
+            return
+        _, h, w, c = shape
+        columns = Map((1, 1, w, c), plain=True)
+        x.plain = True
+        sort = "maximum" if h > 1 else "other"
+        self.enter("pool", [x], columns, sort=sort, kernel=(1, h), ifm=(1, h, w * c), ofm=(1, 1, w * c))
+        self.enter("pool", [columns], y, sort="maximum", kernel=(1, w), ifm=(1, w, c), ofm=(1, 1, c))
 
     def concatenation(self, op: Written) -> None:
         y = self.map(op.outputs[0])
@@ -333,8 +281,11 @@ class Commands:
         parts, at = self.joined(op, y), 0
         for t in op.inputs:
             x = self.map(t)
-            self.enter("copy", [x], parts, part=True, offset=at if axis == len(y.shape) - 1 else 0, ofm=x.hwc)
-            at += x.shape[axis]
+            shape = self.shape(t)
+            size = x.hwc if self.family == "u85" else size_of(shape)
+            offset = at if axis == len(y.shape) - 1 else 0
+            self.enter("copy", [x], parts, part=True, offset=offset, ifm=size, ofm=size)
+            at += shape[axis]
 
     def reshape(self, op: Written) -> None:
         x, y = self.ends(op)
@@ -365,6 +316,13 @@ class Commands:
             x.plain = y.plain = True
         self.enter("transpose", [x], y)
 
+    def quantize(self, op: Written) -> None:
+        x, y = self.ends(op)
+        if self.family == "u85":
+            self.other(op)
+        else:
+            self.enter("pool", [x], y)
+
     def other(self, op: Written) -> None:
         reads = dict.fromkeys(self.map(t) for t in op.inputs if not self.constant(t))
         for t in op.outputs:
@@ -376,10 +334,17 @@ _OPERATORS: dict[str, Callable[[Commands, Any], None]] = {
     **dict.fromkeys(_PAIRS, Commands.pair), "CONV_2D": Commands.conv, "DEPTHWISE_CONV_2D": Commands.depthwise,
     "TRANSPOSE_CONV": Commands.transpose_conv, "FULLY_CONNECTED": Commands.fully_connected,
     "MAX_POOL_2D": Commands.pool, "AVERAGE_POOL_2D": Commands.pool, "MEAN": Commands.mean,
-    "SOFTMAX": Commands.softmax, "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
+    "QUANTIZE": Commands.quantize, "REDUCE_MAX": Commands.most, "SOFTMAX": Commands.softmax,
+    "RESIZE_BILINEAR": Commands.resize, "RESIZE_NEAREST_NEIGHBOR": Commands.resize,
     "PAD": Commands.pad, "PADV2": Commands.pad, "CONCATENATION": Commands.concatenation,
     "RESHAPE": Commands.reshape, "SQUEEZE": Commands.reshape, "SPLIT": Commands.slice, "SPLIT_V": Commands.slice,
     "SLICE": Commands.slice, "STRIDED_SLICE": Commands.slice, "TRANSPOSE": Commands.transpose,
+}  # fmt: skip
+
+
+_TAKEN_APART: dict[str, Callable[[Commands, Any], None]] = {
+    "SOFTMAX": vela_split.softmax, "SQUARED_DIFFERENCE": vela_split.squared_difference,
+    "BATCH_MATMUL": vela_split.product, "TRANSPOSE": vela_split.transpose,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ memory is small, cascades (:mod:`.vela_cascades`) and the maps with the most tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -16,8 +17,8 @@ import numpy as np
 from foretell.errors import UnsupportedError
 from foretell.graph.ir import Graph
 from foretell.models.accelerators.vela_cascades import cascades
-from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
-from foretell.models.accelerators.vela_order import commands
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, up
+from foretell.models.accelerators.vela_order import commands_of
 from foretell.models.accelerators.vela_staging import Life, System, system_of, weight_lives
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +29,7 @@ _ONE_TO_ONE = frozenset(("elementwise", "lut", "relu", "copy"))
 def _overwritten(c: Command, inside: AbstractSet[Map]) -> Map | None:
     """The input that ``c`` writes its output over, if there is one."""
     y = c.out
-    if not (c.what in _ONE_TO_ONE or (c.what == "pool" and c.kernel == (1, 1))) or len(y.writers) != 1:
+    if not (c.what in _ONE_TO_ONE or (c.what == "pool" and c.kernel == (1, 1))) or len(y.writers) != 1 or c.twice:
         return None
     like = (y.shape, y.plain, y.width)
     for x in c.reads[: c.own]:
@@ -56,6 +57,17 @@ def map_lives(order: Sequence[Command], turns: Sequence[int], inside: AbstractSe
     return list(dict.fromkeys(of.values()))
 
 
+def scratch_lives(npu: System, order: Sequence[Command], turns: Sequence[int]) -> list[Life]:
+    """What products of two maps take besides: a column's products and their sums, in 32 bits, unless they lie in the
+    slow memory."""
+    if npu.family != "u55":
+        return []
+    return [
+        Life(up(4 * math.prod(c.ifm), 16) + up(4 * math.prod(c.ifm[:2]), 16), 2 * turn, 2 * turn + 1)
+        for c, turn in zip(order, turns, strict=True) if c.what == "product"
+    ]  # fmt: skip
+
+
 def usage(lives: Sequence[Life], turns: int) -> Array:
     """Bytes that live at each moment of so many turns, shape (2 turns + 2,)."""
     steps = np.zeros(2 * turns + 3, np.int64)
@@ -69,6 +81,7 @@ def _peak_with_room(npu: System, order: Sequence[Command]) -> int:
     turns = range(len(order))
     maps = {m for c in order for m in (*c.reads, c.out) if not (npu.edges_slow and m.edge)}
     lives = map_lives(order, turns, maps) + weight_lives(npu, order, turns, np.zeros(2 * len(order)), _ROOMY)
+    lives += scratch_lives(npu, order, turns)
     return int(usage(lives, len(order)).max())
 
 
@@ -114,13 +127,11 @@ def _kept(lives: Sequence[Life], used: Array, within: AbstractSet[Command], limi
 
 def peak_bytes(device: str, graph: Graph) -> int | None:
     """Bytes of fast memory on an Ethos-U; None if nothing can be said: the network has no TFLite file."""
-    from foretell.formats.tflite_outline import outline
-
     npu = system_of(device)
     if npu is None:
         return None
     try:
-        order = commands(outline(graph), npu.family)
+        order = commands_of(graph, npu.family)
         if not order:
             return None
         peak = _peak_with_room(npu, order) if npu.limit > _ROOMY else _peak_within(npu, order)

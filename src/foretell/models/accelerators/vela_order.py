@@ -8,10 +8,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from foretell.models.accelerators.vela_commands import BRICK, OUTPUT, Command, Commands, Map
+from foretell.errors import UnsupportedError
+from foretell.graph.ir import Graph
+from foretell.models.accelerators.ethos_cost import Size
+from foretell.models.accelerators.vela_command import BRICK, OUTPUT, SHALLOW, Command, Map
+from foretell.models.accelerators.vela_commands import Commands
 
 if TYPE_CHECKING:
     from foretell.formats.tflite_outline import Outline
@@ -45,7 +52,7 @@ def _written_in_place(copies: Iterable[Command]) -> set[Command]:
         if x.edge or len(x.writers) != 1 or len(x.readers) != 1:
             continue
         w = x.writers[0]
-        if w.part or w.what in ("transpose", "other") or x.hwc != w.ofm:
+        if w.part or w.what in ("transpose", "other") or not x.hwc == w.ofm == c.ofm:
             continue
         y.writers.remove(c)
         y.writers.append(w)
@@ -76,6 +83,10 @@ def _rides(last: Command, c: Command, family: str) -> bool:
     if m not in c.reads or len(m.readers) != 1 or len(m.writers) != 1 or m.edge or last.part or last.what == "copy":
         return False
     if c.what in ("lut", "relu"):
+        if c.folded and not last.folded:
+            return False
+        if family != "u85" and (c.ofm if c.part or c.folded else c.out.hwc) != (last.ofm if c.folded else m.hwc):
+            return False  # a view lies between
         return not last.activated and not (family == "u85" and last.what == "transpose")
     return (
         family == "u85" and c.what == "elementwise" and last.what not in ("transpose", "other", "resize")
@@ -107,11 +118,59 @@ def _set_formats(order: Iterable[Command]) -> None:
             m.plain |= start % BRICK > 0 or bool(m.edge)
 
 
+def _set_apart(order: Iterable[Command]) -> None:
+    """A map that is written or read with several heights, widths or channels has no bricks."""
+    seen: dict[Map, set[Size]] = {}
+    for c in order:
+        count = math.prod(c.ifm)
+        whole = [(m, c.ifm if math.prod(m.hwc) == count else m.hwc) for m in c.reads[: c.own]]
+        if not c.part:
+            whole.append((c.out, c.ofm))
+        for m, size in whole:
+            if math.prod(size) == math.prod(m.hwc):
+                seen.setdefault(m, set()).add(size)
+    for m, sizes in seen.items():
+        m.plain |= len(sizes) > 1
+
+
+def _fold(order: Iterable[Command]) -> None:
+    """Maps of few channels are computed element by element as if they had more, if they are read and written whole."""
+    for c in order:
+        count = math.prod(c.ofm)
+        same = c.ifm == c.ofm and all(math.prod(m.shape) == count for m in (*c.reads, c.out))
+        if c.what not in ("elementwise", "lut", "relu", "copy") or c.ofm[2] >= SHALLOW or not same or c.part:
+            continue
+        if (c.constant and not (c.scalar or c.whole)) or any(c.starts):
+            continue
+        c.ifm = c.ofm = folded(count)
+        c.folded = True
+
+
+@lru_cache(maxsize=10_000)
+def folded(count: int) -> Size:
+    """A size with so many elements: its channels are the smallest prime factors that give 16, the others are dealt out to
+    height and width, the largest first."""
+    factors, n, p = list[int](), count, 2
+    while n > 1:
+        while n % p:
+            p = p + 1 if p * p <= n else n
+        factors.append(p)
+        n //= p
+    depth, k = 1, 0
+    while k < len(factors) and depth < BRICK:
+        depth *= factors[k]
+        k += 1
+    rest = factors[k:][::-1]
+    return math.prod(rest[::2]), math.prod(rest[1::2]), depth
+
+
 def commands(file: Outline, family: str) -> list[Command]:
     """What an NPU of a family (u55, u65, u85) runs for ``file``, in order."""
     made = Commands(file, family)
     gone = _read_in_place(made.slices)
-    _written_in_place(c for c in reversed(made.all) if c.what == "copy" and c not in gone)
+    gone |= _written_in_place(c for c in reversed(made.all) if c.what == "copy" and c not in gone)
+    if family != "u85":
+        _fold(c for c in made.all if c not in gone)
     order: list[Command] = []
     for c in _ordered(dict.fromkeys(c.out for c in made.all if c.out.edge == OUTPUT)):
         if order and _rides(order[-1], c, family):
@@ -119,4 +178,23 @@ def commands(file: Outline, family: str) -> list[Command]:
         else:
             order.append(c)
     _set_formats(order)
+    if family != "u85":
+        _set_apart(order)
     return order
+
+
+_known: WeakKeyDictionary[Graph, dict[str, list[Command] | None]] = WeakKeyDictionary()
+
+
+def commands_of(graph: Graph, family: str) -> list[Command] | None:
+    """Commands of a graph, kept as long as it is; None if no file can be written of it: no word for an op, or shapes that
+    no NPU takes."""
+    from foretell.formats.tflite_outline import outline
+
+    known = _known.setdefault(graph, {})
+    if family not in known:
+        try:
+            known[family] = commands(outline(graph), family)
+        except (UnsupportedError, LookupError, ArithmeticError, ValueError, TypeError, StopIteration):
+            known[family] = None
+    return known[family]

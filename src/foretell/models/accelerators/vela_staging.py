@@ -12,19 +12,20 @@ restated here in a simpler form, and compared with the memory that it reports.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from foretell.models.accelerators import ethos, ethos_u85_cost
+from foretell.models.accelerators import ethos_cost, ethos_u85_cost
 from foretell.models.accelerators.ethos_u85_cost import Place, Placed, Step
-from foretell.models.accelerators.vela_commands import INPUT, OUTPUT, Command, Map, up
+from foretell.models.accelerators.vela_command import INPUT, OUTPUT, Command, Map, up
 
 _SLICE = 16  # channels that a slice is a multiple of
 _ALIGN = 16
-_SPARSE, _ZERO = 1.31, 0.018  # bytes of a compressed weight, and of a zero, where zeros are many
+_SHORT = 2048  # bytes, of the sizes that were seen between 1400 and 2800
+_GRAIN = 8  # channels that are computed together at least
 
 
 class System(NamedTuple):
@@ -52,7 +53,7 @@ _U85 = ((20.5, 32.0), (3.28, 500.0), 2.66, ethos_u85_cost.FAST_BYTES, True)
 
 def system_of(device: str) -> System | None:
     """The system of a device that has a closed form, None for others."""
-    npu = ethos.NPUS.get(device)
+    npu = ethos_cost.NPUS.get(device)
     if npu is not None:
         fast, slow = (npu.fast.width, npu.fast.read), (npu.slow.width, npu.slow.read)
         return System(npu.family, fast, slow, npu.slow.width, _ROOM, npu.edges_slow, npu)
@@ -72,42 +73,57 @@ class Life:
 
 
 class Terms(NamedTuple):
-    """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block."""
+    """Of a command: cycles that it computes, bytes of its weights, how often these are read, channels of a block, and
+    channels that are computed together at least (0: a block); cycles where weights are not staged, if others, and those in
+    which the slow memory moves its maps."""
 
     cycles: float
     weights: int
     reads: int
     block: int
+    least: int = 0
+    unstaged: float = 0.0
+    moved: float = 0.0
+
+    @property
+    def grain(self) -> int:
+        return self.least or self.block
 
 
 @lru_cache(maxsize=100_000)
-def _terms(npu: System, layer: ethos.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
+def _terms(npu: System, layer: ethos_cost.Layer, reads_edge: bool, writes_edge: bool, ones: bool, taps: int) -> Terms:
     if min(*layer.ifm, *layer.ofm) < 1:
         return Terms(0.0, 0, 0, 1)
+    if npu.family == "u85":
+        layer = layer._replace(taps=0)
     weighs = layer.what in ("conv", "depthwise")
-    ofm, weights, scales = layer.ofm, 0.0, 0.0
+    ofm, weights, scales, unstaged, moved = layer.ofm, 0.0, 0.0, 0.0, 0.0
     if npu.family == "u85":
         placed = Placed(Place(reads_edge, not reads_edge), Place(writes_edge, not writes_edge))
         cycles = ethos_u85_cost.cost(npu.npu, Step(layer), placed).npu
         if weighs:
             ofm, (weights, scales) = ethos_u85_cost.block_of(npu.npu, layer), ethos_u85_cost.weights_of(layer)
     else:
-        cycles = ethos.cost(npu.npu, layer, reads_edge, writes_edge).npu
+        # Where maps may lie in either memory, the compiler decides with all of them in the slow one.
+        drafted = replace(npu.npu, fast=npu.npu.slow) if npu.edges_slow else npu.npu
+        cycles = ethos_cost.cost(drafted, layer, reads_edge, writes_edge, weighs).npu
         if weighs:
-            block = ethos.block_of(npu.npu, layer)
-            ofm, (weights, scales) = block.ofm, ethos.weights_of(layer, block.by_part)
+            unstaged = ethos_cost.cost(drafted, layer, reads_edge, writes_edge).npu
+            true = ethos_cost.cost(npu.npu, layer, reads_edge, writes_edge)
+            moved = true.slow_staged - true.transfer
+            block = ethos_cost.block_of(npu.npu, layer)
+            ofm, (weights, scales) = block.ofm, ethos_cost.weights_of(layer, block.by_part)
     if not weighs:
         return Terms(cycles, 0, 0, 1)
     each = layer.ifm[2] * layer.ofm[2]
     zeros = math.prod(layer.kernel) - taps
-    if layer.what == "conv" and zeros:  # a dilated kernel's
-        weights = up(int((_SPARSE * taps + _ZERO * zeros) * each) + 16, _ALIGN)
-    if ones:  # these compress to an eighth of a byte
-        padded = up(math.prod(layer.kernel), 5 if npu.family == "u85" else 4)
-        weights = up(padded * layer.ofm[2] // 8 + 16, _ALIGN)
+    if layer.what == "conv" and zeros and npu.family == "u85":  # a dilated kernel's
+        weights = up(int((ethos_cost.SPARSE * taps + ethos_cost.ZERO * zeros) * each) + 16, _ALIGN)
+    if ones and npu.family == "u85":  # these compress to an eighth of a byte
+        weights = up(up(math.prod(layer.kernel), 5) * layer.ofm[2] // 8 + 16, _ALIGN)
     rows, columns, depth = (min(a, b) for a, b in zip(ofm, layer.ofm, strict=True))
     reads = -(-layer.ofm[0] // rows) * -(-layer.ofm[1] // columns)
-    return Terms(cycles, int(weights + scales), reads, depth)
+    return Terms(cycles, int(weights + scales), reads, depth, 0 if npu.family == "u85" else _GRAIN, unstaged, moved)
 
 
 def terms_of(npu: System, c: Command, rows: int = 0) -> Terms:
@@ -165,7 +181,9 @@ def _slices(npu: System, t: Terms, channels: int, cycles: float, room: float) ->
     first = max(min(int(channels * min(cycles / whole, 1.0)), most) // _SLICE * _SLICE, _SLICE)
     if first >= channels:
         return [channels]
-    computed = t.cycles * up(first, t.block) / up(channels, t.block)
+    if npu.family == "u65":  # seen, not explained
+        first = min(first, up(channels // 2, _SLICE))
+    computed = t.cycles * up(first, t.grain) / up(channels, t.grain)
     each = min(up(max(int(channels * computed / whole), _SLICE), t.block), most)
     step = t.block if each > t.block else _SLICE
     each = max(each // step * step, _SLICE)
@@ -180,11 +198,14 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     if sum(buffers) > room:
         return None
     early = buffers[0] < before.room
-    cycles = [t.cycles * up(d, t.block) / up(channels, t.block) for d in slices]
-    under = [before.cycles if early else 0.0, *cycles]
+    cycles = [t.cycles * up(d, t.grain) / up(channels, t.grain) for d in slices]
+    waits = not before.room and npu.family != "u85" and sizes[0] <= _SHORT  # the first command may wait a little
+    under = [math.inf if waits else before.cycles if early else 0.0, *cycles]
     late = sum(max(0.0, _copied(npu, n) - free) for n, free in zip(sizes, under, strict=False))
     read_fast, read_slow = (_read(m, t.weights) * t.reads for m in (npu.fast, npu.slow))
-    stays = max(t.cycles, read_slow)
+    stays = max(t.cycles, t.unstaged, read_slow)
+    if npu.family == "u65" and not before.room and t.moved > stays:  # the network's input takes longer
+        return None
     if max(sum(cycles) + late, read_fast) > stays:
         return None
     if t.reads == 1 and _copied(npu, t.weights) + read_fast > stays:  # a copy must not cost more than it saves
@@ -192,39 +213,64 @@ def staged(npu: System, t: Terms, channels: int, before: Before, room: float, wh
     return Staged(buffers, len(slices), early, cycles[-1])
 
 
+class Plan(NamedTuple):
+    """What is decided for a command: how its weights are copied, if they are, and how many bytes first; whether they lie
+    there already; and what the command before leaves."""
+
+    staged: Staged | None
+    first: int
+    there: bool
+    before: Before
+
+
+def plans(
+    npu: System, order: Sequence[Command], rooms: Sequence[float], fixed: Mapping[int, int] | None = None
+) -> Iterator[Plan]:
+    """Decide for commands one after the other.
+
+    Args:
+        rooms: bytes that are left while each runs.
+        fixed: bytes of weights by command, where that is decided already.
+    """
+    before, shared = Before(), 0  # bytes of weights that lie whole in the last buffer
+    for i, (c, room) in enumerate(zip(order, rooms, strict=True)):
+        t = terms_of(npu, c)
+        if fixed is not None and i in fixed:
+            yield Plan(None, 0, False, before)
+            before, shared = Before(t.cycles, room - fixed[i]), 0
+            continue
+        there = c.again and 0 < t.weights == shared
+        plan = None
+        if c.far or c.again:  # read by every position or image: copied once
+            if not there and t.weights <= room:
+                plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles)
+        elif t.weights:
+            plan = staged(npu, t, c.ofm[2], before, room)
+        first = t.weights if plan is not None else 0
+        if plan is not None and plan.slices > 1:
+            first = up(math.ceil(first * _slices(npu, t, c.ofm[2], before.cycles, room)[0] / c.ofm[2]), _ALIGN)
+        yield Plan(plan, first, there, before)
+        before = Before(max(t.cycles, t.unstaged), room)
+        if t.weights and not there:
+            shared = t.weights if plan is not None and plan.slices == 1 else 0
+        if plan is not None:
+            before = Before(plan.tail, room - plan.buffers[(plan.slices - 1) % len(plan.buffers)])
+
+
 def weight_lives(
     npu: System, order: Sequence[Command], turns: Sequence[int], use: Any, limit: int,
     fixed: Mapping[int, int] | None = None,
 ) -> list[Life]:  # fmt: skip
-    """Buffers of weights.
-
-    Args:
-        use: bytes that live at each moment besides.
-        fixed: bytes of weights by command, where that is decided already.
-    """
+    """Buffers of weights; ``use``: bytes that live at each moment besides, ``fixed`` as for :func:`plans`."""
     out: list[Life] = []
-    before, shared = Before(), 0  # bytes of weights that lie whole in the last buffer
-    for i, (c, turn) in enumerate(zip(order, turns, strict=True)):
-        t = terms_of(npu, c)
-        room = float(limit - use[2 * turn])
-        there = c.again and 0 < t.weights == shared
+    rooms = [float(limit - use[2 * turn]) for turn in turns]
+    for i, (turn, plan) in enumerate(zip(turns, plans(npu, order, rooms, fixed), strict=True)):
         if fixed is not None and i in fixed:
             if fixed[i]:
-                early = turns[i - 1] < turn and fixed[i] < before.room if i else False
+                early = turns[i - 1] < turn and fixed[i] < plan.before.room if i else False
                 out.append(Life(fixed[i], 2 * turn - early, 2 * turn + 1))
-            before, shared = Before(t.cycles, room - fixed[i]), 0
-            continue
-        plan = None
-        if there:
+        elif plan.there:
             out[-1].last = 2 * turn + 1
-        elif c.far or c.again:  # read by every position or image: copied once
-            plan = Staged((t.weights,), 1, t.weights < before.room, t.cycles) if t.weights <= room else None
-        elif t.weights:
-            plan = staged(npu, t, c.ofm[2], before, room)
-        before = Before(t.cycles, room)
-        if t.weights and not there:
-            shared = t.weights if plan is not None and plan.slices == 1 else 0
-        if plan is not None:
-            out += plan.lives(turn)
-            before = Before(plan.tail, room - plan.buffers[(plan.slices - 1) % len(plan.buffers)])
+        elif plan.staged is not None:
+            out += plan.staged.lives(turn)
     return out
