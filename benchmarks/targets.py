@@ -5,18 +5,19 @@
     python benchmarks/targets.py ethos-u55-128=vela.sqlite,vela-spaces.sqlite litert-int8-1t=a.sqlite,b.sqlite ...
 
 Kernel models are fitted on generated benchmarks alone; intervals of a network are calibrated on the other families.
-Writes results/targets.json and .md.
+Writes results/targets.json and .md; rows of targets that are not named stay as they are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import provenance, row, table, write
+from common import RESULTS, provenance, row, table, write
 
 from foretell.bench import protocol
 from foretell.build import fit_and_judge, graphs_of
@@ -57,8 +58,6 @@ def main() -> None:
     arguments.add_argument("--save", type=Path, help="folder to save the calibrated predictors in")
     a = arguments.parse_args()
     out: list[dict[str, Any]] = []
-    lines: list[list[Any]] = []
-    worst: list[str] = []
     for given in a.stores:
         target, _, paths = given.partition("=")
         train, test, graphs = rows_of(target, [Path(p) for p in paths.split(",")])
@@ -97,12 +96,6 @@ def main() -> None:
                 "speedup": round(label / predicting),
             }
             out.append(entry)
-            if r["estimator"] in ("default", "refined_roofline", "roofline", "flops"):
-                keys = ("test_networks", "mape", "median_ape", "within_10", "spearman", "interval_coverage")
-                lines.append(
-                    [target, metric, entry["split"], r["estimator"], *(entry[k] for k in keys), common["train_measurements"],
-                     common["device_minutes"], noise, label, label / predicting]
-                )  # fmt: skip
         predictions = predictor.predict_many([graphs[m.graph] for m in good])
         told = [
             (p.latency_s.value / m.latency_s, m.name) if p.latency_s is not None else
@@ -110,16 +103,29 @@ def main() -> None:
             for p, m in zip(predictions, good, strict=True)
         ]  # fmt: skip
         errors = sorted(((ratio - 1, name) for ratio, name in told), key=lambda e: -abs(e[0]))
-        worst.append(f"- {target}: " + ", ".join(f"{n} {e * 100:+.0f} %" for e, n in errors[:6]))
+        largest = ", ".join(f"{n} {e * 100:+.0f} %" for e, n in errors[:6])
+        for entry in out:
+            if entry["target"] == target:
+                entry["largest"] = largest
         if a.save:
             predictor.save(a.save / target)
+    judged = {entry["target"] for entry in out}
+    kept = json.loads((RESULTS / "targets.json").read_text()) if (RESULTS / "targets.json").is_file() else []
+    out = sorted([e for e in kept if e["target"] not in judged] + out, key=lambda e: str(e["target"]))
+    keys = ("test_networks", "mape", "median_ape", "within_10", "spearman", "interval_coverage", "train_measurements",
+            "device_minutes", "noise_floor", "label_s", "speedup", "date")  # fmt: skip
+    lines = [
+        [e["target"], e["metric"], e["split"], e["estimator"], *(e[k] for k in keys)]
+        for e in out if e["estimator"] in ("default", "refined_roofline", "roofline", "flops")
+    ]  # fmt: skip
+    worst = dict.fromkeys(f"- {e['target']}: {e['largest']}" for e in out if e.get("largest"))
     titles = (
         "target", "metric", "test networks", "estimator", "networks", "MAPE", "median APE", "within 10", "Spearman", "in 90 % interval",
-        "training rows", "device minutes", "noise floor", "s a label", "times quicker",
+        "training rows", "device minutes", "noise floor", "s a label", "times quicker", "date",
     )  # fmt: skip
     text = "\n".join([
         "# Every kind of target\n",
-        f"{provenance()}.\n",
+        f"{provenance()}; rows of an earlier date are of the versions that the JSON tells.\n",
         "Family: real networks of families that trained nothing. Search spaces: networks drawn from nasbench201, fbnet,",
         "ofa-mobilenetv3 and ofa-resnet. The kernel models learned from generated networks alone.",
         "Rows of vela and zigzag are the vendors' own estimates, not silicon. Percent; Spearman as a share.\n",
