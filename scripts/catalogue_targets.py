@@ -28,7 +28,7 @@ from foretell.graph.ir import Graph
 from foretell.models.network import Conformal
 from foretell.models.transfer.basis import Vocabulary
 from foretell.models.transfer.own import Own, fit_own, typical
-from foretell.predictor.catalogued import Bundle, Entry, Metric, described, save_bundle, width_of
+from foretell.predictor.catalogued import Bundle, Entry, Metric, described, load_bundle, save_bundle, width_of
 from foretell.predictor.evaluate import folds, score
 from foretell.records import Target
 
@@ -58,7 +58,7 @@ PARTS = (
     Part("qed_usc"), Part("ncnn"), Part("ai_hub_models", metrics=("latency_s", "peak_memory_bytes")),
     Part("nn_meter", ("nasbench201",)), Part("accel_nasbench", ("mnasnet",)), Part("help", ("nasbench201", "fbnet", "ofa")),
     Part("hw_gpt_bench", ("gpt-s", "gpt-m", "gpt-l"), ("latency_s", "energy_j", "peak_memory_bytes")),
-    Part("vitis_ai"), Part("annette"), Part("timm", targets="core-*"),
+    Part("vitis_ai"), Part("timm", targets="core-*"),  # annette's rows are vitis_ai's
     Part("mlperf_tiny", metrics=("latency_s", "energy_j")),
     Part("pytorch_power_rapl", ("conv", "linear", "pool"), ("latency_s", "energy_j")),
 )  # fmt: skip
@@ -81,7 +81,7 @@ def options_of(source: str, metric: str, target: str, original: str, network: st
         batch = int(last) if last.isdigit() and original != "essential_ph_1" else 1
         whole = network.startswith("nasbench201") and original not in _CONVERTED
         return {**({"pruned": False} if whole else {}), **({"batch": batch} if batch > 1 else {})}
-    if source == "hw_gpt_bench" and metric == "energy_j":
+    if source == "hw_gpt_bench" and metric == "energy_j" and "cpu" not in target:  # CPUs: of the latency's sequences
         return {"batch": 8}
     return {}
 
@@ -224,8 +224,8 @@ def judge(f: Figures, table: dict[str, Array], of: Array, rates: dict[int, Array
 _CARDS = {"latency_s": "latency", "energy_j": "energy", "peak_memory_bytes": "peak_memory"}
 
 
-def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared) -> Bundle:
-    """Everything of a source that is worth having."""
+def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, taken: set[str]) -> Bundle:
+    """Everything of a source that is worth having; a name that another source has ``taken`` gets this one's behind it."""
     about = catalogue.describe(part.source)
     learned = {m: fitted(part, found, shared, m) for m in part.metrics}
     year = re.search(r"\b20\d\d\b", about.citation)
@@ -247,7 +247,9 @@ def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared) 
         rows = catalogue.table(part.source, targets=target)
         first = rows.slice(0, 1).to_pylist()[0]
         sheet = sheets.get(first["device"])
-        name = f"{first['kind']}-{target}"
+        # gpu-NAME is a GPU by its data sheet, which prices any network; gpu_NAME was measured.
+        name = f"{first['kind']}{'_' if first['kind'] == 'gpu' else '-'}{target}"
+        name = f"{name}-{part.source}" if name in taken else name
         versions = sorted({v for v in rows["version"].unique().to_pylist() if v})
         entries[name] = Entry(
             Target(name, first["backend"], first["precision"], int(first["threads"] or 0), first["device"]), told,
@@ -280,7 +282,9 @@ def main() -> None:
         found = collected(part, a.networks if part.source != "help" else a.networks // 3)
         shared = shared_by(found, bool(part.spaces))
         print(f"{part.source}: {len(shared.number)} graphs, {len(found)} targets", flush=True)
-        bundle = bundle_of(part, found, shared)
+        others = [p.parent for p in sorted(a.output.glob("*/manifest.json")) if p.parent.name != part.source]
+        taken = {name for folder in others for name in load_bundle(folder).entries}
+        bundle = bundle_of(part, found, shared, taken)
         save_bundle(bundle, a.output / part.source)
         told = [(m, e.card[_CARDS[m]]["mape"]) for e in bundle.entries.values() for m in e.told]
         for metric in part.metrics:

@@ -384,13 +384,22 @@ def zoo(form: str) -> None:
 @click.option("--top", default=12, show_default=True, help="How many lines of each; -1 for all.")
 @format_option
 def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form: str) -> None:
-    """Show what the predictor of TARGET has learned, in words and formulas; all of it unless a part is named."""
+    """Show what the predictor of TARGET has learned, in words and formulas; all of it unless a part is named.
+
+    Of a device that others measured: its errors by family of networks, its source and licence, its rates.
+    """
     from foretell import api
     from foretell.report import anatomy, tables
 
     asked = tuple(p for p, given in zip(anatomy.PARTS, (formula, mapping, steps), strict=True) if given)
     lines = top if form in ("table", "markdown") else -1
-    tables.show(*anatomy.anatomy(api.load(target), asked or anatomy.PARTS, lines), form)
+    predictor: Any = api.load(target)
+    if not asked and hasattr(predictor, "about"):  # others measured it
+        from foretell.report.catalogue_card import card
+
+        tables.show(*card(predictor, lines), form)
+        return
+    tables.show(*anatomy.anatomy(predictor, asked or anatomy.PARTS, lines), form)
 
 
 @app.group(

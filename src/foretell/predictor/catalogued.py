@@ -80,9 +80,11 @@ class CataloguePredictor:
 
     vocabulary: Vocabulary
     entry: Entry
+    about: Mapping[str, Any]
     # What the verbs that explain or place ask of a predictor: it has no layer models to show.
     layers_: Mapping[str, Any] = field(default_factory=dict)
     energy_: None = None
+    transfer_: None = None
     methods = METHODS
 
     @property
@@ -220,6 +222,14 @@ def _array(arrays: Mapping[str, Array], name: str, shape: tuple[int, int], low: 
     return a.astype(float)
 
 
+def names(folder: Path) -> tuple[str, ...]:
+    """Names of the targets of a bundle; the folder's own name where it is corrupt, so that it is listed, with its error."""
+    try:
+        return tuple(load_bundle(folder).entries)
+    except PredictorError:
+        return (folder.name,)
+
+
 def load(path: Path) -> CataloguePredictor:
     """The predictor of the target ``path.name`` in the bundle ``path.parent``.
 
@@ -231,4 +241,4 @@ def load(path: Path) -> CataloguePredictor:
     entry = bundle.entries.get(path.name)
     if entry is None:
         raise TargetError(f"no target called {path.name!r}", where=str(path.parent))
-    return CataloguePredictor(bundle.vocabulary, entry)
+    return CataloguePredictor(bundle.vocabulary, entry, bundle.about)
