@@ -110,7 +110,7 @@ def guesses(case: cases.Case, train: Array, test: Array, transfer: bool) -> dict
         half = conformal.quantile * width_of(own.coverage({g: x[rest] for g, x in seen.items()}))
         found: dict[str, Guess] = {
             "default": (each[rest, t], half),
-            "FLOPs-scaling": (rivals.scaled(case.macs[np.concatenate([rows, rest])], list(range(len(rows))), told)[len(rows):], None),
+            "FLOPs-scaling": (cases.flops_alone(case.macs, rows, told)[rest], None),
             "roofline": (_roofline(case.rooflines, rows, told)[rest], None),
         }  # fmt: skip
         others = [o for o in owns if o != t]
@@ -284,7 +284,7 @@ def text(rows: list[dict[str, Any]], seconds: float | None) -> str:
         "measured, the rest are the test. Named networks: five folds of whole families (designs, not names), drawn by the seed, each told by "
         "the other four; so no relative of a test network was seen on any device. Mean over the targets of a task; mean and standard "
         "deviation over the seeds. Whatever is fitted, chosen or calibrated sees measured networks alone. *default*: rates and correction, as "
-        "shipped targets have them. *FLOPs-scaling*: a straight line. *roofline*: both rates fitted. *best known device*: the other target of the task "
+        "shipped targets have them. *FLOPs-scaling*: a straight line, or one factor where that fits better. *roofline*: both rates fitted. *best known device*: the other target of the task "
         "(as the default learned it) that ranks the measured networks best, by a straight line. *transfer*: the model for new devices, which hears the other "
         "targets, too. *noise*: median relative standard deviation over a source's own repeats (ncnn, MLPerf Tiny: half the range).\n",
         *([f"A predictor of a new device from ten rows takes {seconds:.1f} s (`foretell build --measurements`, a process on one core).\n"]

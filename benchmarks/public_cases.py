@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transfer_rivals import scaled
 
 from foretell.datasets import catalogue
 from foretell.errors import ForetellError
@@ -129,6 +130,15 @@ def _told(source: str, networks: Sequence[str], batch: int) -> dict[str, Array]:
         **table, "amounts": amounts(graphs), "macs": np.array([float(g.total_macs) for g in graphs]),
         "rooflines": np.array([_rooflines(g) for g in graphs]), "good": np.array(good),
     }  # fmt: skip
+
+
+def flops_alone(macs: Array, rows: Array, told: Array) -> Array:
+    """What multiply-accumulates alone tell of all networks, from the figures ``told`` of ``rows``: a straight line by least
+    squares, or the median ratio where that is nearer to the measured ones."""
+    line = scaled(macs, rows.tolist(), np.asarray(told))  # which reads values of its rows alone
+    ratio = macs * np.median(told / np.maximum(macs[rows], 1.0))
+    errors = [np.median(np.abs(x[rows] / told - 1)) for x in (line, ratio)]
+    return (line, ratio)[int(np.argmin(errors))]
 
 
 def _rooflines(graph: Graph) -> Array:

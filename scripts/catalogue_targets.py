@@ -33,8 +33,7 @@ from foretell.predictor.evaluate import folds, score
 from foretell.records import Target
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from public_cases import design_of
-from transfer_rivals import scaled
+from public_cases import design_of, flops_alone
 
 Array = np.ndarray[Any, Any]
 _CONVERTED = ("pixel3", "raspi4")  # of HELP: networks went through a converter, the others ran whole in PyTorch
@@ -200,7 +199,7 @@ def judge(f: Figures, table: dict[str, Array], of: Array, rates: dict[int, Array
         own: Own = fit_own(there, f.values[head], rates[k], [f.families[i] for i in head])[0]
         here = {g: x[rest] for g, x in table.items()}
         value[rest], coverage[rest] = own.predict(here), own.coverage(here)
-        flops[rest] = scaled(macs[np.concatenate([head, rest])], list(range(len(head))), f.values[head])[len(head) :]
+        flops[rest] = flops_alone(macs, head, f.values[head])[rest]
     good = np.isfinite(value)
     if good.sum() < _LEAST:
         return None
@@ -251,15 +250,17 @@ def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, 
         name = f"{first['kind']}{'_' if first['kind'] == 'gpu' else '-'}{target}"
         name = f"{name}-{part.source}" if name in taken else name
         versions = sorted({v for v in rows["version"].unique().to_pylist() if v})
+        floors = [e["noise_percent"] for e in errors.values() if e["noise_percent"]]
+        noise = {"noise_floor_percent": floors[0]} if floors else {}
         entries[name] = Entry(
             Target(name, first["backend"], first["precision"], int(first["threads"] or 0), first["device"]), told,
             {
                 "kind": first["kind"], "cpu": sheet.description if sheet is not None else first["device"],
                 "created": datetime.now(UTC).strftime("%Y-%m-%d"), "foretell": __version__, "method": "catalogue",
-                "runtime": " ".join([first["backend"], *versions[-1:]]),
+                "runtime": " ".join([first["backend"], *versions[-1:], *(["(estimate)"] if first["estimate"] else [])]),
                 "batch": None if part.source in _MANY_BATCHES else first["batch"],
                 "train_measurements": max(learned[m][target]["count"] for m in told),
-                "noise_floor_percent": next((e["noise_percent"] for e in errors.values() if e["noise_percent"]), None),
+                **noise,
                 "published": int(year[0]) if year else None, "versions": versions[-5:], "source": part.source, **errors,
             },
         )  # fmt: skip

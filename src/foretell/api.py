@@ -158,6 +158,10 @@ def load(target: str | os.PathLike[str]) -> Predictor:
             raise TargetError(
                 f"no predictor called {text!r}", try_=f"{_nearest(text, list(folders))}; or foretell build --target {text}"
             )
+    return _load(folder)
+
+
+def _load(folder: Path) -> Predictor:
     if not folder.exists():  # a target of a bundle
         from foretell.predictor import catalogued
 
@@ -235,7 +239,7 @@ def targets() -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for name, folder in sorted(predictor_folders().items()):
         try:
-            predictor = load(folder)
+            predictor = _load(folder)
         except (PredictorError, TargetError) as e:
             out.append({"name": name, "folder": str(folder), "error": str(e)})
             continue

@@ -404,19 +404,26 @@ def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form:
 
 @app.group(
     invoke_without_command=True,
-    epilog="Examples:  foretell targets --format json   |   foretell targets add my-board.toml   |   "
+    epilog="Examples:  foretell targets --match 'phone-*'   |   foretell targets add my-board.toml   |   "
     "foretell targets remove my-board",
 )
+@click.option("--match", "pattern", default="*", metavar="PATTERN", help="Only targets of such names, as 'phone-*'.")
 @format_option
 @click.pass_context
-def targets(context: click.Context, form: str) -> None:
-    """List the predictors that are installed, with their errors, and the devices that were added."""
+def targets(context: click.Context, pattern: str, form: str) -> None:
+    """List the predictors that are installed by kind of device, with their errors, and the devices that were added."""
     if context.invoked_subcommand is not None:
         return
+    import fnmatch
+
     from foretell import api
+    from foretell.errors import TargetError
     from foretell.report import sheets, tables
 
-    tables.show(*sheets.targets([*api.targets(), *api.unbuilt_devices()]), form)
+    found = [t for t in [*api.targets(), *api.unbuilt_devices()] if fnmatch.fnmatchcase(t["name"], pattern)]
+    if not found and pattern != "*":
+        raise TargetError(f"no target matches {pattern!r}", try_="foretell targets")
+    tables.show(*sheets.targets(found), form)
 
 
 @targets.command(
