@@ -120,8 +120,19 @@ def test_malformed_bundles_are_refused_and_listed(home, break_it):
     write_folder(folder, manifest, arrays)
     with pytest.raises(PredictorError):
         catalogued.load_bundle(folder)
-    listed = [t for t in api.targets() if t["name"] == "s"]
-    assert len(listed) == 1 and "error" in listed[0]
+    listed = [t for t in api.targets() if t["name"] in ("s", "phone-a", "phone-b")]
+    assert listed and all("error" in t for t in listed)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 200, "a b"])
+def test_names_that_are_no_words_name_nothing(home, name):
+    folder = home / "targets" / "s"
+    manifest, arrays = read_folder(folder, catalogued.FORMAT)
+    manifest = json.loads(json.dumps(manifest))
+    manifest["targets"][0]["name"] = name
+    write_folder(folder, manifest, arrays)
+    assert catalogued.names(folder) == ("s",)
+    assert name not in api.predictor_folders()
 
 
 def test_a_changed_byte_is_found(home):

@@ -6,7 +6,9 @@ correction where one is heard (:mod:`foretell.models.transfer.own`), the interva
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -223,11 +225,15 @@ def _array(arrays: Mapping[str, Array], name: str, shape: tuple[int, int], low: 
 
 
 def names(folder: Path) -> tuple[str, ...]:
-    """Names of the targets of a bundle; the folder's own name where it is corrupt, so that it is listed, with its error."""
+    """Names of the targets of a bundle, unchecked, since listing comes before every prediction; the folder's own name where
+    there are none to read, so that it is listed, with its error."""
     try:
-        return tuple(load_bundle(folder).entries)
-    except PredictorError:
-        return (folder.name,)
+        data = json.loads((folder / MANIFEST).read_bytes())
+        found = tuple(str(t["name"]) for t in data["targets"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = ()
+    sound = found and len(found) <= _MOST_TARGETS and all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", n) for n in found)
+    return found if sound else (folder.name,)
 
 
 def load(path: Path) -> CataloguePredictor:
