@@ -43,7 +43,7 @@ def bundle():
     own, off = fit_own(table, y, np.ones(len(AMOUNTS)), ["cells"] * 40)
     assert own.linear is not None
     metric = catalogued.Metric(own, Conformal.fit(off, np.ones(40)))
-    plain = catalogued.Metric(replace(own, linear=None), Conformal(0.3, 0.9, 40))
+    plain = catalogued.Metric(replace(own, rates=7 * own.rates, linear=None), Conformal(0.3, 0.9, 40))
     entries = {
         name: catalogued.Entry(Target(name, "tflite", "f32", 1, "phone-a"), {"latency_s": m, "energy_j": plain}, CARD)
         for name, m in (("phone-a", metric), ("phone-b", plain))
@@ -68,6 +68,11 @@ def test_what_is_saved_is_what_was_learned(bundle, home):
     before = catalogued.CataloguePredictor(told.vocabulary, told.entries["phone-a"], told.about).predict(cells[0])
     assert p[0].latency_s.value == pytest.approx(before.latency_s.value, rel=1e-4)
     assert p[0].latency_s.low < p[0].latency_s.value < p[0].latency_s.high and p[0].energy_j is not None
+    for name in ("phone-a", "phone-b"):  # each metric its own numbers
+        own = told.entries[name]
+        for metric, m in own.told.items():
+            value = m.own.predict(catalogued.described(told.vocabulary, cells[:1]))[0]
+            assert getattr(api.load(name).predict(cells[0]), metric).value == pytest.approx(value, rel=1e-4)
     assert p[0].peak_memory_bytes is None and p[0].kernels == () and p[0].coverage > 0.99
 
 
@@ -199,3 +204,12 @@ def test_a_reference_alone_is_a_model():
     own = Own(np.ones(len(AMOUNTS)), None, np.ones(len(AMOUNTS), bool))
     table = {"amounts": np.ones((2, len(AMOUNTS))), "stages": np.zeros((2, 1)), "kinds": np.zeros((2, 0))}
     assert own.predict(table) == pytest.approx([len(AMOUNTS)] * 2)
+
+
+@pytest.mark.parametrize("metric", ["latency_s", "energy_j", "peak_memory_bytes"])
+def test_a_shipped_target_tells_its_own_rows(metric):
+    from foretell.datasets import catalogue
+
+    f = catalogue.figures("hw_gpt_bench", metric, targets="a100-torch-gpu", family="gpt-s")
+    graph = catalogue.graph_of("hw_gpt_bench", f.networks[3])
+    assert getattr(api.load("gpu_a100-torch-gpu").predict(graph), metric).value == pytest.approx(f.values[3, 0], rel=0.25)

@@ -154,7 +154,7 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     for name, entry in bundle.entries.items():
         t = entry.target
         told = {}
-        for metric, m in entry.told.items():
+        for metric, m in sorted(entry.told.items()):  # as the manifest's keys are sorted, so are the rows
             c = m.conformal
             told[metric] = {"quantile": c.quantile, "level": c.level, "count": c.count, "corrected": m.own.linear is not None}
             arrays.setdefault("rates", []).append(m.own.rates)
@@ -204,7 +204,7 @@ def _restored(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Bundle:
         if not isinstance(t["card"], dict) or not t["told"] or set(t["told"]) - set(METRICS) or t["name"] in entries:
             raise PredictorError("is malformed", where=f"targets.{str(t['name'])[:80]}")
         metrics = {}
-        for metric, m in t["told"].items():
+        for metric, m in sorted(t["told"].items()):
             quantile, level = float(m["quantile"]), float(m["level"])
             if not 0 < quantile < 50 or not 0 < level < 1:
                 raise PredictorError("holds an impossible value", where=f"targets.{str(t['name'])[:80]}.{metric}")

@@ -211,8 +211,11 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
         "target", "runtime", "latency error", "noise floor", "energy error", "memory error", "measurements", "device min", "date",
         "measured on",
     )  # fmt: skip
-    sheets = [Sheet(titles, tuple(part), kind, (), (2, 3, 4, 5, 6, 7)) for kind, part in rows.items()]
-    return [*sheets, Sheet(titles, (), "", notes)] if notes or not sheets else sheets, data
+    last = list(rows)[-1:]
+    return [
+        Sheet(titles, tuple(part), kind, notes if [kind] == last else (), (2, 3, 4, 5, 6, 7))
+        for kind, part in rows.items()
+    ] if rows else [Sheet(titles, (), "", notes)], data
 
 
 def plan(p: Any) -> Shown:
