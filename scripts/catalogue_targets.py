@@ -28,7 +28,16 @@ from foretell.graph.ir import Graph
 from foretell.models.network import Conformal
 from foretell.models.transfer.basis import Vocabulary
 from foretell.models.transfer.own import Own, fit_own, typical
-from foretell.predictor.catalogued import Bundle, Entry, Metric, described, load_bundle, save_bundle, width_of
+from foretell.predictor.catalogued import (
+    Bundle,
+    Entry,
+    Metric,
+    described,
+    load_bundle,
+    save_bundle,
+    shared_nodes,
+    width_of,
+)
 from foretell.predictor.evaluate import folds, score
 from foretell.records import Target
 
@@ -267,6 +276,7 @@ def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, 
     return Bundle(shared.vocabulary, entries, {
         "source": part.source, "title": about.title, "citation": about.citation, "origin": about.origin, "licence": about.licence,
         "note": about.note, "left_out": left_out,
+        **({"shared_nodes": round(float(np.quantile(shared_nodes(shared.table), 0.1)), 3)} if part.spaces else {}),
     })  # fmt: skip
 
 

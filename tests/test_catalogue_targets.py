@@ -109,6 +109,7 @@ def test_patterns_find_devices_by_kind(home):
         lambda m, a: m.update(amounts=["other"]),
         lambda m, a: m.update(targets={}),
         lambda m, a: m.update(about=None),
+        lambda m, a: m["about"].update(shared_nodes=0),
         lambda m, a: m.update(vocabulary={"kinds": "zz", "stages": []}),
         lambda m, a: a.pop("rates"),
         lambda m, a: a.update(rates=a["rates"] * np.nan),

@@ -7,6 +7,7 @@ correction where one is heard (:mod:`foretell.models.transfer.own`), the interva
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ FORMAT = "foretell-catalogue-targets/1"
 METHODS = ("default",)
 _FAMILIAR = 0.95  # coverage below which a prediction carries a warning
 _STRANGER = 4.0  # times as wide is the interval of a network of which the measured ones told nothing
+_UNLIKE = math.log(2.0)  # to what factor a network is trusted, on top, of which the measured ones told nothing
 _MOST_TARGETS = 2000
 
 
@@ -40,6 +42,13 @@ def width_of(coverage: Array) -> Array:
     """How much wider the interval of a network is than those of networks like the measured ones; ``coverage`` in 0 to 1."""
     out: Array = 1.0 + (_STRANGER - 1.0) * (1.0 - np.clip(coverage, 0.0, 1.0))
     return out
+
+
+def shared_nodes(table: Mapping[str, Array]) -> Array:
+    """Share of the nominal time of each network in kinds of nodes that the measured ones have, (networks,)."""
+    total = table["stages"].sum(axis=1)
+    out: Array = np.divide(table["kinds"].sum(axis=1), total, out=np.ones_like(total), where=total > 0)
+    return np.clip(out, 0.0, 1.0)
 
 
 def described(vocabulary: Vocabulary, graphs: Sequence[Graph]) -> dict[str, Array]:
@@ -69,7 +78,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The targets of one source. ``about`` names the source, its citation and licence."""
+    """The targets of one source. ``about`` names the source, its citation and licence; in search spaces ``shared_nodes`` is what
+    all but a tenth of its own networks have of :func:`shared_nodes`."""
 
     vocabulary: Vocabulary
     entries: Mapping[str, Entry]
@@ -123,10 +133,13 @@ class CataloguePredictor:
             coverage = np.ones(len(graphs))
             for metric, m in self.entry.told.items():
                 value, seen = m.own.predict(table), np.minimum(m.own.coverage(table), stages)
+                if m.own.linear is not None:  # a cost table: networks of other nodes are strangers, however alike
+                    seen = np.minimum(seen, shared_nodes(table) / self.about.get("shared_nodes", 1.0))
                 coverage = np.minimum(coverage, seen)
+                wide = width_of(seen) + _UNLIKE * (1.0 - seen) / m.conformal.quantile
                 told[metric] = [
                     Value(v, *m.conformal.interval(v, w), m.conformal.level)
-                    for v, w in zip(value.tolist(), width_of(seen).tolist(), strict=True)
+                    for v, w in zip(value.tolist(), wide.tolist(), strict=True)
                 ]
             latency, energy, memory = (told.get(m, nothing) for m in METRICS)
             return [
@@ -191,6 +204,8 @@ def _restored(data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Bundle:
         raise PredictorError("lists other amounts than this foretell computes", where="amounts", try_="a newer copy")
     if not isinstance(data["about"], dict) or not isinstance(data["targets"], list) or len(data["targets"]) > _MOST_TARGETS:
         raise PredictorError("is malformed", where="targets")
+    if not 0 < float(data["about"].get("shared_nodes", 1.0)) <= 1:
+        raise PredictorError("holds an impossible value", where="about.shared_nodes")
     vocabulary = Vocabulary.restore(data["vocabulary"])
     told = [m for t in data["targets"] for m in t["told"].values()]
     width = sum(vocabulary.table([])[g].shape[1] if g != "amounts" else len(AMOUNTS) for g in GROUPS)
