@@ -214,3 +214,15 @@ def test_a_shipped_target_tells_its_own_rows(metric):
     f = catalogue.figures("hw_gpt_bench", metric, targets="a100-torch-gpu", family="gpt-s")
     graph = catalogue.graph_of("hw_gpt_bench", f.networks[3])
     assert getattr(api.load("gpu_a100-torch-gpu").predict(graph), metric).value == pytest.approx(f.values[3, 0], rel=0.25)
+
+
+def test_the_script_writes_what_ships(tmp_path):
+    script = Path(__file__).parent.parent / "scripts" / "catalogue_targets.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "--only", "timm"], capture_output=True, text=True, timeout=200, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    made, ships = (catalogued.load_bundle(f / "timm") for f in (tmp_path, BUNDLES[0].parent))
+    assert list(made.entries) == list(ships.entries) and made.about == ships.about
+    for name, entry in made.entries.items():
+        assert entry.card["latency"]["mape"] == pytest.approx(ships.entries[name].card["latency"]["mape"], rel=0.02)

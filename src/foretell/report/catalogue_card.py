@@ -38,9 +38,9 @@ def card(predictor: CataloguePredictor, top: int) -> Shown:
         errors += [(metric, f, str(e["networks"]), f"{e['mape']:.1f} %", "", "", "") for f, e in j["families"].items()]
         found = {a: float(r) for a, r in zip(AMOUNTS, told.own.rates, strict=True) if r > 0}
         data["rates"][metric] = found
-        order = sorted(found, key=lambda a: -found[a])
-        shown = order if top < 0 else order[:top]
         seen = dict(zip(AMOUNTS, told.own.known.tolist(), strict=True))
+        order = sorted(found, key=lambda a: (not seen[a], -found[a]))
+        shown = order if top < 0 else order[:top]
         rates += [(metric, a, f"{found[a]:.3g}", "measured" if seen[a] else "typical") for a in shown]
     titles = ("metric", "family", "networks", "MAPE", "median", "FLOPs alone", "90 % within")
     unit = "Rates: figure a second of a nominal device (20 G MACs, 10 GB/s)"
