@@ -41,13 +41,14 @@ _OF_FAMILIES = 5
 @dataclass(frozen=True)
 class Task:
     """How a case is judged: ``measured`` networks of a search space, or 0 for folds of families; ``goal`` in words;
-    ``transfer``: seeds for which known devices are heard, too."""
+    ``transfer``: seeds for which known devices are heard, too; ``phones``: rates are pulled towards those of phones that ran
+    other designs."""
 
     load: dict[str, Any]
     measured: int = 0
     goal: str = "-"
     transfer: int = 0
-    unit: str = "latency_s"
+    phones: bool = False
 
 
 def _cpu(backend: str, bits: str) -> Any:
@@ -69,9 +70,10 @@ TASKS: dict[str, Task] = {
     **{f"qed_usc {b} {p}": Task({"source": "qed_usc", "pick": _cpu(b, p), "targets": 12}, 0, "10 %")
        for b in ("tflite", "torch") for p in ("f32", "int8")},
     "qed_usc GPU": Task({"source": "qed_usc", "pick": lambda t: t.endswith("gpu")}, 0, "10 %"),
-    "ncnn 1 thread": Task({"source": "ncnn", "pick": lambda t: "-1t" in t, "targets": 20, "least": 20}, 0, "aim 15 %"),
+    "ncnn 1 thread": Task({"source": "ncnn", "pick": lambda t: "-1t" in t, "targets": 20, "least": 20}, 0, "aim 15 %", phones=True),
     "ncnn threads": Task(
-        {"source": "ncnn", "pick": lambda t: "-1t" not in t and not t.endswith("gpu"), "targets": 20, "least": 20}, 0, "aim 15 %"
+        {"source": "ncnn", "pick": lambda t: "-1t" not in t and not t.endswith("gpu"), "targets": 20, "least": 20}, 0, "aim 15 %",
+        phones=True,
     ),
     "ncnn Vulkan": Task({"source": "ncnn", "pick": lambda t: t.endswith("gpu"), "targets": 20, "least": 20}, 0, "aim 15 %"),
     "ai_hub_models": Task({"source": "ai_hub_models", "targets": 21, "least": 17}, 0, "aim 15 %"),
@@ -88,11 +90,12 @@ TASKS: dict[str, Task] = {
 Guess = tuple[Array, Array | None]  # figures of the test networks, and log half-widths of intervals
 
 
-def guesses(case: cases.Case, train: Array, test: Array, transfer: bool) -> dict[str, dict[int, tuple[Array, Guess]]]:
+def guesses(case: cases.Case, train: Array, test: Array, transfer: bool, phones: cases.Case | None) -> dict[str, dict[int, tuple[Array, Guess]]]:
     """Estimator to target to (test networks with a figure, guess)."""
     seen = case.seen(train)
     values = case.values
-    rates = typical(seen["amounts"][train], values[train])
+    prior = None if phones is None else cases.rates_without(phones, {case.families[i] for i in test})
+    rates = typical(seen["amounts"][train], values[train], prior)
     owns: dict[int, tuple[Own, Conformal]] = {}
     for t in range(len(case.targets)):
         rows = train[np.isfinite(values[train, t])]
@@ -147,7 +150,7 @@ def _transferred(seen: dict[str, Array], values: Array, train: Array, rows: Arra
     return value, np.minimum(np.log(value / low), np.log(high / value))
 
 
-def one_seed(case: cases.Case, task: Task, seed: int) -> dict[str, dict[str, Score]]:
+def one_seed(case: cases.Case, task: Task, seed: int, phones: cases.Case | None) -> dict[str, dict[str, Score]]:
     """Estimator to target to scores of one seed."""
     n = len(case.networks)
     if task.measured:
@@ -158,7 +161,7 @@ def one_seed(case: cases.Case, task: Task, seed: int) -> dict[str, dict[str, Sco
         splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(int(fold.max()) + 1)]
     parts: dict[str, dict[int, list[tuple[Array, Guess]]]] = defaultdict(lambda: defaultdict(list))
     for train, test in splits:
-        for method, of in guesses(case, train, test, seed < task.transfer).items():
+        for method, of in guesses(case, train, test, seed < task.transfer, phones).items():
             for t, found in of.items():
                 parts[method][t].append(found)
     out: dict[str, dict[str, Score]] = defaultdict(dict)
@@ -228,7 +231,7 @@ def main() -> None:
             if not kept.exists():
                 case = case or cases.load(a.cache, name, **task.load)
                 start = time.monotonic()
-                told = one_seed(case, task, seed)
+                told = one_seed(case, task, seed, cases.phones(a.cache) if task.phones else None)
                 kept.write_text(json.dumps({m: {t: s.to_dict() for t, s in of.items()} for m, of in told.items()}))
                 mape = _mean([s.mape for s in told["default"].values()])
                 print(f"{name} seed {seed}: {mape:.2f} % ({len(case.targets)} targets, {time.monotonic() - start:.0f} s)", flush=True)
@@ -285,7 +288,7 @@ def text(rows: list[dict[str, Any]], seconds: float | None) -> str:
         "the other four; so no relative of a test network was seen on any device. Mean over the targets of a task; mean and standard "
         "deviation over the seeds. Whatever is fitted, chosen or calibrated sees measured networks alone. *default*: rates and correction, as "
         "shipped targets have them. *FLOPs-scaling*: a straight line, or one factor where that fits better. *roofline*: both rates fitted. *best known device*: the other target of the task "
-        "(as the default learned it) that ranks the measured networks best, by a straight line. *transfer*: the model for new devices, which hears the other "
+        "(as the default learned it) that ranks the measured networks best, by a straight line. *ncnn* on CPUs: typical rates start from those of phones (qed_usc) that ran other designs. *transfer*: the model for new devices, which hears the other "
         "targets, too. *noise*: median relative standard deviation over a source's own repeats (ncnn, MLPerf Tiny: half the range).\n",
         *([f"A predictor of a new device from ten rows takes {seconds:.1f} s (`foretell build --measurements`, a process on one core).\n"]
           if seconds is not None else []),

@@ -19,6 +19,7 @@ from foretell.errors import ForetellError
 from foretell.graph.ir import Graph
 from foretell.models.transfer.amounts import amounts
 from foretell.models.transfer.basis import Vocabulary
+from foretell.models.transfer.own import typical
 
 Array = np.ndarray[Any, Any]
 _MOST_KINDS = 300  # of a fit, as in Vocabulary
@@ -130,6 +131,17 @@ def _told(source: str, networks: Sequence[str], batch: int) -> dict[str, Array]:
         **table, "amounts": amounts(graphs), "macs": np.array([float(g.total_macs) for g in graphs]),
         "rooflines": np.array([_rooflines(g) for g in graphs]), "good": np.array(good),
     }  # fmt: skip
+
+
+def phones(cache: Path) -> Case:
+    """One core each of the phones of qed_usc, TFLite: what CPUs' rates are pulled towards where a source has few networks."""
+    return load(cache, "phones", "qed_usc", pick=lambda t: "-tflite-f32-1" in t and t.endswith(("large", "med", "small")), targets=30)
+
+
+def rates_without(case: Case, families: set[str]) -> Array:
+    """Typical rates, (amounts,), from the networks of no such design."""
+    rows = np.array([f not in families for f in case.families])
+    return typical(case.table["amounts"][rows], case.values[rows])
 
 
 def flops_alone(macs: Array, rows: Array, told: Array) -> Array:

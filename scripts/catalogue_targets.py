@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,7 +43,8 @@ from foretell.predictor.evaluate import folds, score
 from foretell.records import Target
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from public_cases import design_of, flops_alone
+from public_cases import Case, design_of, flops_alone, rates_without
+from public_cases import phones as phones_of
 
 Array = np.ndarray[Any, Any]
 _CONVERTED = ("pixel3", "raspi4")  # of HELP: networks went through a converter, the others ran whole in PyTorch
@@ -60,10 +62,11 @@ class Part:
     spaces: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("latency_s",)
     targets: str = "*"
+    phones: bool = False  # whether rates are pulled towards those of phones that ran other designs
 
 
 PARTS = (
-    Part("qed_usc"), Part("ncnn"), Part("ai_hub_models", metrics=("latency_s", "peak_memory_bytes")),
+    Part("qed_usc"), Part("ncnn", phones=True), Part("ai_hub_models", metrics=("latency_s", "peak_memory_bytes")),
     Part("nn_meter", ("nasbench201",)), Part("accel_nasbench", ("mnasnet",)), Part("help", ("nasbench201", "fbnet", "ofa")),
     Part("hw_gpt_bench", ("gpt-s", "gpt-m", "gpt-l"), ("latency_s", "energy_j", "peak_memory_bytes")),
     Part("vitis_ai"), Part("timm", targets="core-*"),  # annette's rows are vitis_ai's
@@ -158,7 +161,9 @@ def fold_of(graph_number: Array, families: Sequence[str], spaces: bool) -> Array
     return folds(families, min(_FIVE, len(set(families))), 0)
 
 
-def fitted(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, metric: str) -> dict[str, dict[str, Any]]:
+def fitted(
+    part: Part, found: dict[str, dict[str, Figures]], shared: Shared, metric: str, phones: Case | None
+) -> dict[str, dict[str, Any]]:
     """Target to what was learned: metric and judgement."""
     spaces = bool(part.spaces)
     targets = [t for t in found if metric in found[t] and len(found[t][metric].values) >= _LEAST]
@@ -177,11 +182,13 @@ def fitted(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, met
         figures[[at[shared.number[id(g)]] for g in f.graphs], k] = f.values
     amounts = shared.table["amounts"][numbers]
     folds_all = np.array([fold[n] for n in numbers.tolist()])
-    rates = {
-        k: typical(amounts[folds_all != k], figures[folds_all != k])
-        for k in sorted(set(fold.values())) if (folds_all != k).any()
-    }  # fmt: skip
-    whole = typical(amounts, figures)
+    rates = {}
+    for k in sorted(set(fold.values())):
+        away = {family_of[n] for n in numbers[folds_all == k].tolist()}
+        prior = rates_without(phones, away) if phones is not None else None
+        if (folds_all != k).any():
+            rates[k] = typical(amounts[folds_all != k], figures[folds_all != k], prior)
+    whole = typical(amounts, figures, rates_without(phones, set()) if phones is not None else None)
     out = {}
     for t in targets:
         f = found[t][metric]
@@ -235,7 +242,9 @@ _CARDS = {"latency_s": "latency", "energy_j": "energy", "peak_memory_bytes": "pe
 def bundle_of(part: Part, found: dict[str, dict[str, Figures]], shared: Shared, taken: set[str]) -> Bundle:
     """Everything of a source that is worth having; a name that another source has ``taken`` gets this one's behind it."""
     about = catalogue.describe(part.source)
-    learned = {m: fitted(part, found, shared, m) for m in part.metrics}
+    with tempfile.TemporaryDirectory() as folder:
+        phones = phones_of(Path(folder)) if part.phones else None
+    learned = {m: fitted(part, found, shared, m, phones) for m in part.metrics}
     year = re.search(r"\b20\d\d\b", about.citation)
     sheets = catalogue.sheets()
     entries, left_out = {}, []
