@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 FIELDS = (
     "benchmark", "target", "metric", "estimator", "split", "test_networks", "train_networks", "train_measurements",
     "device_minutes", "mape", "median_ape", "within_5", "within_10", "spearman", "interval_coverage", "noise_floor",
-    "command", "date", "cpu", "versions", "seeds", "spearman_sd", "mape_sd",
+    "command", "date", "cpu", "versions", "seeds", "spearman_sd", "mape_sd", "seconds",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import os
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,24 @@ def predictor_folders() -> dict[str, Path]:
             for folder in sorted(base.iterdir()):
                 if (folder / MANIFEST).is_file():
                     found[folder.name] = folder
-    return {**gpu_sheets(), **found}
+    return {**gpu_sheets(), **catalogue_targets(), **found}
+
+
+def catalogue_targets() -> dict[str, Path]:
+    """Devices of the catalogue that others measured: each name stands for a target of the bundle that is its parent."""
+    out: dict[str, Path] = {}
+    for base in (Path(str(resources.files("foretell") / "catalogue" / "targets")), home() / "targets"):
+        for manifest in sorted(base.glob(f"*/{MANIFEST}")):
+            out.update({name: manifest.parent / name for name in _names(manifest, manifest.stat().st_mtime_ns)})
+    return out
+
+
+@lru_cache(maxsize=64)
+def _names(manifest: Path, stamp: int) -> tuple[str, ...]:
+    """Names of the targets in a bundle; one that cannot be read has none, and :func:`load` says why."""
+    from foretell.predictor import catalogued
+
+    return catalogued.names(manifest.parent)
 
 
 def gpu_sheets() -> dict[str, Path]:
@@ -138,9 +156,16 @@ def load(target: str | os.PathLike[str]) -> Predictor:
         folder = Path(text)
         if not (folder / MANIFEST).is_file() and not (folder.suffix == ".toml" and folder.is_file()):
             raise TargetError(
-                f"no predictor called {text!r}",
-                try_=(", ".join(sorted(folders)) or "none is installed") + f"; or foretell build --target {text}",
+                f"no predictor called {text!r}", try_=f"{_nearest(text, list(folders))}; or foretell build --target {text}"
             )
+    return _load(folder)
+
+
+def _load(folder: Path) -> Predictor:
+    if not folder.exists():  # a target of a bundle
+        from foretell.predictor import catalogued
+
+        return catalogued.load(folder)  # type: ignore[return-value]  # the same verbs, without layer models
     stamps = tuple(f.stat().st_mtime_ns for f in ([folder] if folder.is_file() else sorted(folder.iterdir())))
     return _cached(str(folder), stamps)
 
@@ -184,6 +209,13 @@ def predict_many(
     return predictor.predict_many([read_model(m) for m in models], method)
 
 
+def _nearest(text: str, names: Sequence[str]) -> str:
+    """Names like ``text``, and where all of them are."""
+    word = text.strip("*?").lower()
+    close = [n for n in sorted(names) if word and word in n][:6] or difflib.get_close_matches(text.lower(), names, 6, 0.4)
+    return ", ".join([*close, "`foretell targets` lists them"]) if names else "none is installed"
+
+
 def match_targets(patterns: Sequence[str]) -> list[str]:
     """Names of installed predictors, or folders, that ``patterns`` (``ethos-*``) stand for, each once, in order.
 
@@ -197,7 +229,7 @@ def match_targets(patterns: Sequence[str]) -> list[str]:
             continue
         hits = [name for name in sorted(predictor_folders()) if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
-            raise TargetError(f"no predictor matches {pattern!r}", try_=", ".join(sorted(predictor_folders())))
+            raise TargetError(f"no predictor matches {pattern!r}", try_=_nearest(pattern, list(predictor_folders())))
         found.update(dict.fromkeys(hits))
     return list(found)
 
@@ -207,7 +239,7 @@ def targets() -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for name, folder in sorted(predictor_folders().items()):
         try:
-            predictor = load(folder)
+            predictor = _load(folder)
         except (PredictorError, TargetError) as e:
             out.append({"name": name, "folder": str(folder), "error": str(e)})
             continue

@@ -384,30 +384,46 @@ def zoo(form: str) -> None:
 @click.option("--top", default=12, show_default=True, help="How many lines of each; -1 for all.")
 @format_option
 def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form: str) -> None:
-    """Show what the predictor of TARGET has learned, in words and formulas; all of it unless a part is named."""
+    """Show what the predictor of TARGET has learned, in words and formulas; all of it unless a part is named.
+
+    Of a device that others measured: its errors by family of networks, its source and licence, its rates.
+    """
     from foretell import api
     from foretell.report import anatomy, tables
 
     asked = tuple(p for p, given in zip(anatomy.PARTS, (formula, mapping, steps), strict=True) if given)
     lines = top if form in ("table", "markdown") else -1
-    tables.show(*anatomy.anatomy(api.load(target), asked or anatomy.PARTS, lines), form)
+    predictor: Any = api.load(target)
+    if not asked and hasattr(predictor, "about"):  # others measured it
+        from foretell.report.catalogue_card import card
+
+        tables.show(*card(predictor, lines), form)
+        return
+    tables.show(*anatomy.anatomy(predictor, asked or anatomy.PARTS, lines), form)
 
 
 @app.group(
     invoke_without_command=True,
-    epilog="Examples:  foretell targets --format json   |   foretell targets add my-board.toml   |   "
+    epilog="Examples:  foretell targets --match 'phone-*'   |   foretell targets add my-board.toml   |   "
     "foretell targets remove my-board",
 )
+@click.option("--match", "pattern", default="*", metavar="PATTERN", help="Only targets of such names, as 'phone-*'.")
 @format_option
 @click.pass_context
-def targets(context: click.Context, form: str) -> None:
-    """List the predictors that are installed, with their errors, and the devices that were added."""
+def targets(context: click.Context, pattern: str, form: str) -> None:
+    """List the predictors that are installed by kind of device, with their errors, and the devices that were added."""
     if context.invoked_subcommand is not None:
         return
+    import fnmatch
+
     from foretell import api
+    from foretell.errors import TargetError
     from foretell.report import sheets, tables
 
-    tables.show(*sheets.targets([*api.targets(), *api.unbuilt_devices()]), form)
+    found = [t for t in [*api.targets(), *api.unbuilt_devices()] if fnmatch.fnmatchcase(t["name"], pattern)]
+    if not found and pattern != "*":
+        raise TargetError(f"no target matches {pattern!r}", try_="foretell targets")
+    tables.show(*sheets.targets(found), form)
 
 
 @targets.command(

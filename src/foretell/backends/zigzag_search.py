@@ -134,9 +134,14 @@ def _cheap(of: Any) -> Any:
     """A copy of ZigZag's objects with cheap operands, and plain strings for the directions of data."""
     operand = _module("zigzag.datatypes").OperandABC
     direction = _module("zigzag.hardware.architecture.memory_port").DataDirection
+
+    def cheap(self: Any, memo: Any) -> Any:
+        kind: Any = type(self)
+        return _operand(kind, self.name)
+
     # How a class is copied is the class's to say; no other copy is made meanwhile.
     before = direction.__deepcopy__
-    operand.__deepcopy__ = lambda self, memo: _operand(type(self), self.name)
+    operand.__deepcopy__ = cheap
     direction.__deepcopy__ = lambda self, memo: sys.intern(str(self))
     try:
         return copy.deepcopy(of)

@@ -91,7 +91,9 @@ def explain(
 def _siblings(predictor: Predictor) -> list[Predictor]:
     """Installed predictors of the same device, backend and threads in another precision."""
     own, out = predictor.target, []
-    for name in api.predictor_folders():
+    for name, folder in api.predictor_folders().items():
+        if not folder.exists():  # of a bundle of whole networks: nothing to explain by
+            continue
         try:
             other = api.load(name)
         except ForetellError:  # a corrupt one is `foretell targets`' affair

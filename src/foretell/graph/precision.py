@@ -31,3 +31,16 @@ def as_int8(graph: Graph) -> Graph:
         for name, t in graph.tensors.items()
     }
     return replace(graph, tensors=tensors)
+
+
+def as_float(graph: Graph) -> Graph:
+    """A quantised ``graph`` with 32-bit floating-point tensors in place of its 8-bit ones and their biases: the network that
+    it was made from. Any other graph is returned unchanged."""
+    if not is_quantised(graph):
+        return graph
+    biases = {n.inputs[2] for n in graph.nodes if len(n.inputs) > 2 and n.op_type in _BIASED}
+    tensors = {
+        name: t._replace(dtype="f32") if t.dtype in ("i8", "u8") or (name in biases and t.dtype == "i32") else t
+        for name, t in graph.tensors.items()
+    }
+    return replace(graph, tensors=tensors)

@@ -49,14 +49,17 @@ def prediction(p: Prediction, top: int) -> Shown:
         for name, metric in zip(("compute busy", "memory busy"), UTILISATIONS, strict=True)
         if getattr(p, metric) is not None
     ]
+    known = (
+        f"{len(p.kernels)} kernels, {units.percent(p.coverage, 0)} of the time from fitted models" if p.kernels
+        else f"no breakdown by kernel, {units.percent(p.coverage, 0)} of the work is like what was measured"
+    )  # fmt: skip
     head = "\n".join([
         f"{p.model} on {p.target}",
         f"latency      {in_words('latency_s', p.latency_s)}",
         f"peak memory  {in_words('peak_memory_bytes', p.peak_memory_bytes)}",
         f"energy       {in_words('energy_j', p.energy_j)}",
         *busy,
-        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {len(p.kernels)} kernels, "
-        f"{units.percent(p.coverage, 0)} of the time from fitted models",
+        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {known}",
     ])  # fmt: skip
     rows = tuple(
         (k.name, "+".join(k.op_types) or "-", short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
@@ -166,20 +169,36 @@ def zoo(graphs: Sequence[Graph]) -> Shown:
     return [Sheet(("model", "nodes", "MACs", "parameters", "input"), rows, "", (), (1, 2, 3), tuple(records))], records
 
 
+_KINDS = {  # of device, in the order of the list; the backends whose cards do not say
+    "cpu": ("onnxruntime", "litert", "openvino"), "pc": (), "phone": (), "board": (), "micro": ("tflite_micro",),
+    "npu": ("vela", "zigzag"), "fpga": (), "gpu": ("torch",),
+}  # fmt: skip
+
+
+def kind_of(found: Mapping[str, Any]) -> str:
+    """What kind of device a target is; ``other`` where nobody tells."""
+    kind = found.get("card", {}).get("kind")
+    backend = found["target"].backend if "target" in found else ""
+    return kind if kind in _KINDS else next((k for k, known in _KINDS.items() if backend in known), "other")
+
+
 def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
-    """Installed predictors, from their cards, and devices without one."""
-    rows, data = [], []
-    for t in found:
+    """Installed predictors from their cards, a table for each kind of device, and devices without one."""
+    order = [*_KINDS, "other"]
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    data = []
+    for kind, t in sorted(((kind_of(t), t) for t in found), key=lambda kt: (order.index(kt[0]), kt[1]["name"])):
         card: Mapping[str, Any] = t.get("card", {})
-        latency, memory = card.get("latency") or {}, card.get("peak_memory") or {}
-        rows.append((
+        errors = [card.get(m) or {} for m in ("latency", "energy", "peak_memory")]
+        rows.setdefault(kind, []).append((
             t["name"], "corrupt" if "error" in t else "not built" if "device" in t else card.get("runtime", "-"),
-            f"{latency['mape']:.1f} %" if latency else "-",
+            f"{errors[0]['mape']:.1f} %" if errors[0] else "-",
             f"{card['noise_floor_percent'] or 0:.1f} %" if "noise_floor_percent" in card else "-",
-            f"{memory['mape']:.1f} %" if memory else "-", str(card.get("train_measurements", "-")),
-            str(card.get("device_minutes", "-")), card.get("created", "-"), card.get("cpu", "-"),
+            f"{errors[1]['mape']:.1f} %" if errors[1] else "-", f"{errors[2]['mape']:.1f} %" if errors[2] else "-",
+            str(card.get("train_measurements", "-")), str(card.get("device_minutes", "-")),
+            str(card.get("published") or "-" if "published" in card else card.get("created", "-")), card.get("cpu", "-"),
         ))  # fmt: skip
-        data.append({**t, "target": asdict(t["target"])} if "target" in t else dict(t))
+        data.append({**t, "kind": kind, **({"target": asdict(t["target"])} if "target" in t else {})})
     notes = tuple(f"{t['name']}: {t['error']}" for t in found if "error" in t)
     notes += tuple(
         f"{t['name']}: {t['device']['address']} over {t['device']['transport']}; foretell build --target {t['name']}"
@@ -189,9 +208,14 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
     if not found:
         notes = ("no predictor is installed; try: foretell build --target ort --minutes 15",)
     titles = (
-        "target", "runtime", "latency error", "noise floor", "memory error", "measurements", "device min", "date", "measured on",
+        "target", "runtime", "latency error", "noise floor", "energy error", "memory error", "measurements", "device min", "date",
+        "measured on",
     )  # fmt: skip
-    return [Sheet(titles, tuple(rows), "", notes, (2, 3, 4, 5, 6))], data
+    last = list(rows)[-1:]
+    return [
+        Sheet(titles, tuple(part), kind, notes if [kind] == last else (), (2, 3, 4, 5, 6, 7))
+        for kind, part in rows.items()
+    ] if rows else [Sheet(titles, (), "", notes)], data
 
 
 def plan(p: Any) -> Shown:

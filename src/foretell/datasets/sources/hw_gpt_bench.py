@@ -21,9 +21,10 @@ SOURCE = Source(
     rows=(270_000, 390_000),
     graphs="built",
     note="Prefill of 1,024 tokens. Latency is of 8, 4 and 1 sequences for the scales s, m and l (the column batch); "
-    "energy and power were measured at about 8 sequences for all scales: do not combine them with the latency of m "
-    "and l. Energy was published as KWh but is Wh (corrected by the source's README). Power meters under-sample short "
-    "runs: scale s is near idle on V100 and A100. 17 stray networks of scale m with widths of scale s are dropped.",
+    "energy and power of GPUs were measured at about 8 sequences for all scales: do not combine them with the latency of "
+    "m and l. Those of CPUs are of the latency's sequences: only so is energy per MAC alike over the scales. Energy was "
+    "published as KWh but is Wh (corrected by the source's README). Power meters under-sample short runs: scale s is near "
+    "idle on V100 and A100. 17 stray networks of scale m with widths of scale s are dropped.",
 )
 # Source's name -> (device, kind, unit)
 DEVICES = {
@@ -34,7 +35,7 @@ DEVICES = {
     "helix_cpu": ("hwgpt-cpu-helix", "cpu"), "cpu_a6000": ("hwgpt-cpu-a6000", "cpu"),
 }  # fmt: skip
 SEQUENCES = {"s": 8, "m": 4, "l": 1}  # of one latency measurement: the published MACs tell
-ENERGY_SEQUENCES = 8  # of one energy measurement, about, whatever the scale
+ENERGY_SEQUENCES = 8  # of one energy measurement on a GPU, about, whatever the scale; on a CPU those of the latency
 _WIDTHS = {"s": (192, 384, 768), "m": (256, 512, 1024), "l": (320, 640, 1280)}
 _KINDS = ("latency_ms", "energy_J", "power_W", "peak_mem_MB")
 

@@ -51,15 +51,15 @@ class Vocabulary:
     stages: tuple[int, ...]
 
     @classmethod
-    def of(cls, graphs: Sequence[Graph]) -> Vocabulary:
-        """The kinds that most of ``graphs`` share, most common first."""
+    def of(cls, graphs: Sequence[Graph], most: int = _MOST_KINDS) -> Vocabulary:
+        """The kinds that most of ``graphs`` share, at most ``most``."""
         count: Counter[str] = Counter()
         stages: set[int] = set()
         for g in graphs:
             told = [_told(k) for k in g.kinds if _runs(k)]
             count.update({t.key for t in told})
             stages.update(t.stage for t in told)
-        common = [k for k, n in count.most_common(_MOST_KINDS) if n >= _LEAST_GRAPHS]
+        common = [k for k, n in count.most_common(most) if n >= _LEAST_GRAPHS]
         return cls(tuple(sorted(common)), tuple(sorted(stages)))
 
     def table(self, graphs: Sequence[Graph]) -> dict[str, Array]:
