@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -34,10 +35,15 @@ def versions() -> dict[str, str]:
     return out
 
 
+def _without_folders(argument: str) -> str:
+    """An argument as it would be given in the folder where its files lie: results name files, not where they lay."""
+    return re.sub(r"(?<![\w.])/[^\s,=]*/", "", argument)
+
+
 def row(score: Score | None = None, **fields: Any) -> dict[str, Any]:
     """A row with every field of the schema, in its order."""
     values: dict[str, Any] = {
-        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folders, sys.argv[1:])]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "versions": versions(),
