@@ -194,9 +194,10 @@ def errors(
 
 
 def carrying(
-    predictor: Predictor, general: GraphNetwork, residual: GraphNetwork, chosen: Mapping[str, str], card: Mapping[str, Any]
-) -> Predictor:
-    """``predictor`` with both networks. ``chosen`` says which metrics a network tells by default; its intervals have to be
+    predictor: Predictor, general: GraphNetwork, residual: GraphNetwork | None, chosen: Mapping[str, str],
+    card: Mapping[str, Any],
+) -> Predictor:  # fmt: skip
+    """``predictor`` with these networks. ``chosen`` says which metrics a network tells by default; its intervals have to be
     calibrated anew."""
     name = predictor.target.name
     return replace(
