@@ -21,6 +21,19 @@ from foretell.generate.tasks.spec import Spec
 STAGES = 5
 
 
+def positive(text: str) -> float:
+    """A number above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number above zero."""
+    return max(1, int(positive(text)))
+
+
 def propose(trial: optuna.Trial) -> Spec:
     """A network of the space."""
     depths = [trial.suggest_int(f"depth{i}", 2, 4) for i in range(STAGES)]
@@ -41,23 +54,29 @@ def propose(trial: optuna.Trial) -> Spec:
 def main() -> None:
     """Search, and print what was found."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--latency-ms", type=float, default=8.0)
-    arguments.add_argument("--energy-mj", type=float, default=0.6)
-    arguments.add_argument("--memory-kib", type=float, default=300.0)
+    arguments.add_argument("--latency-ms", type=positive, default=8.0)
+    arguments.add_argument("--energy-mj", type=positive, default=0.6)
+    arguments.add_argument("--memory-kib", type=positive, default=300.0)
     arguments.add_argument("--target", default="ethos-u55-128", help="tells latency and memory")
     arguments.add_argument("--energy-target", default="zigzag-tpu_like")
-    arguments.add_argument("--trials", type=int, default=512)
-    arguments.add_argument("--batch", type=int, default=32, help="candidates that are predicted at once")
+    arguments.add_argument("--trials", type=count, default=512)
+    arguments.add_argument("--batch", type=count, default=32, help="candidates that are predicted at once")
     a = arguments.parse_args()
-    on, pays = foretell.load(a.target), foretell.load(a.energy_target)
+    try:
+        on, pays = foretell.load(a.target), foretell.load(a.energy_target)
+        known = on.predict(foretell.read_model("zoo:mobilenetv2_100")), pays.predict(foretell.read_model("zoo:mobilenetv2_100"))
+    except foretell.ForetellError as e:
+        arguments.error(str(e))
+    if known[0].latency_s is None or known[0].peak_memory_bytes is None or known[1].energy_j is None:
+        arguments.error(f"{a.target} must know latency and memory, {a.energy_target} energy: foretell targets")
     budget = (a.latency_ms * 1e-3, a.energy_mj * 1e-3, a.memory_kib * 1024)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     start, spent_s = time.perf_counter(), 0.0
-    for _ in range(0, a.trials, a.batch):
-        trials = [study.ask() for _ in range(a.batch)]
+    for asked in range(0, a.trials, a.batch):
+        trials = [study.ask() for _ in range(min(a.batch, a.trials - asked))]
         specs = [propose(t) for t in trials]
         before = time.perf_counter()
         graphs = [s.graph() for s in specs]

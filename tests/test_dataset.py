@@ -203,7 +203,7 @@ def test_a_damaged_data_set_is_refused(labelled, tmp_path, name):
 def test_labels_out_of_range_are_refused(labelled, tmp_path, change):
     found = parquet.read(labelled / "set")
     labels = [*found.labels[1:], replace(found.labels[0], **change)]
-    parquet.write(tmp_path / "set", found.networks, labels, {})
+    parquet.write(tmp_path / "set", found.networks, labels, found.card)
     with pytest.raises(FormatError, match=f"row {COUNT - 1}"):
         parquet.read(tmp_path / "set")
 
@@ -337,3 +337,61 @@ def test_a_spec_is_the_graph_of_its_file(labelled):
     for n in parquet.read(labelled / "set").networks:
         graph, again = n.drawn.spec.graph(), read(edge.onnx_file(n.drawn.spec))
         assert [(m.op_type, len(m.inputs)) for m in graph.nodes] == [(m.op_type, len(m.inputs)) for m in again.nodes]
+
+
+@pytest.mark.parametrize(
+    "change", [{"targets": []}, {"targets": None}, {"spaces": None}, {"seed": "x"}, {"targets": {"fake-f32-1t": 3}}, {"splits": 1}]
+)
+def test_a_card_without_its_parts_is_refused(labelled, tmp_path, change):
+    folder = copy(labelled, tmp_path / "set")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(FormatError, match="card"):
+        parquet.read(folder)
+    out = CliRunner().invoke(app, ["dataset", "info", str(folder)])
+    assert isinstance(out.exception, FormatError)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "unknown"])
+def test_damaged_kernels_are_found_when_a_set_is_read(labelled, tmp_path, damage):
+    folder = copy(labelled, tmp_path / "set")
+    path = folder / "kernels.parquet"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        card = json.loads((folder / "card.json").read_text())
+        del card["sha256"]["kernels.parquet"]
+        (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(FormatError, match=r"kernels\.parquet"):
+        parquet.read(folder)
+
+
+def test_from_is_checked_before_any_work(labelled, tmp_path):
+    """Another seed, unknown targets and a store of another set are refused at once, and nothing is left behind."""
+    begin = ["dataset", "build", "--count", "3", "--from", str(labelled / "set"), "--quiet"]
+    for more, what in ((["--targets", "fake", "--seed", "5"], "seed 0"), (["--targets", "nonesuch"], "nonesuch")):
+        out = CliRunner().invoke(app, [*begin, "--store", str(tmp_path / "s.sqlite"), *more])
+        assert what in str(out.exception)
+        assert not (tmp_path / "s.sqlite").exists()
+    edge.build(tmp_path / "other.sqlite", count=4, targets=["fake"], tell=quiet)
+    out = CliRunner().invoke(app, [*begin, "--store", str(tmp_path / "other.sqlite"), "--targets", "fake"])
+    assert "another data set" in str(out.exception)
+    files.unpack(labelled / "set", tmp_path / "s.sqlite")
+    out = CliRunner().invoke(app, [*begin, "--store", str(tmp_path / "s.sqlite"), "--targets", "fake"])
+    assert out.exit_code == 0, out.output
+
+
+def test_a_build_stops_drawing_when_its_time_is_up(tmp_path):
+    edge.build(tmp_path / "s.sqlite", count=4000, targets=["fake"], tell=quiet, seconds=0.5)
+    assert len(edge.read_specs(edge.specs_file(tmp_path / "s.sqlite"))[1]) < 1000
+
+
+def test_the_command_of_a_card_tells_how_many_each_target_labelled():
+    from foretell.datasets import card
+
+    labels = [parquet.Label(i, "a", "ok") for i in range(4)] + [parquet.Label(i, t, "ok") for t in ("b", "c") for i in range(2)]
+    text = card.rebuild(7, labels)
+    assert "--seed 7 --count 4 --targets a " in text
+    assert "--seed 7 --count 2 --targets b,c " in text

@@ -41,3 +41,18 @@ def test_a_search_stays_within_its_budget():
 def test_a_budget_that_nothing_fits_is_said():
     pytest.importorskip("optuna")
     assert "nothing fits" in run("search_under_budget.py", "--trials", "8", "--batch", "8", "--latency-ms", "0.001")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--latency-ms", "0"], "invalid"), (["--batch", "0"], "invalid"), (["--target", "nope"], "no predictor"),
+        (["--target", "zigzag-tpu_like"], "must know"), (["--energy-target", "ethos-u55-128"], "must know"),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_refused(arguments, what):
+    pytest.importorskip("optuna")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "search_under_budget.py", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2 and what in done.stderr

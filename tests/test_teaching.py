@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import foretell
 from foretell.cli import app
 from foretell.datasets import parquet, teaching
-from foretell.errors import UsageError
+from foretell.errors import FitError, UsageError
 from foretell.generate.tasks.sampler import sample
 
 pytest.importorskip("pyarrow")
@@ -35,7 +35,7 @@ def folder(predictor, tmp_path_factory):
         parquet.Label(i, TARGET, "ok", 1.33 * p.latency_s.value, None, round(p.peak_memory_bytes.value)) for i, p in enumerate(told)
     ]
     labels[0] = replace(labels[0], verdict="failed", latency_s=None, peak_memory_bytes=None)
-    card = {"seed": 3, "targets": {TARGET: {"protocol": "p10-median/1", "runtime": "made up"}}}
+    card = {"seed": 3, "spaces": {}, "splits": {}, "targets": {TARGET: {"protocol": "p10-median/1", "runtime": "made up"}}}
     out = tmp_path_factory.mktemp("teaching") / "set"
     parquet.write(out, networks, labels, card)
     return out
@@ -117,3 +117,9 @@ def test_the_command_teaches_and_saves(folder, tmp_path, few):
     assert bad.exit_code != 0 and "one precision" in str(bad.exception)
 
 
+
+
+def test_too_few_judges_set_no_interval(folder, predictor, tmp_path, few, monkeypatch):
+    monkeypatch.setattr(teaching, "_JUDGES", 30)
+    with pytest.raises(FitError, match="validation"):
+        teaching.teach(folder, {TARGET: predictor}, tmp_path)

@@ -46,7 +46,7 @@ def build(
     With --output, all labels of the store are written there, whichever call made them. With --from, a store that is not
     there yet takes over a data set, so that it can be extended by more networks or targets.
     """
-    from foretell.datasets import edge, files
+    from foretell.datasets import edge, files, parquet
     from foretell.report.progress import ProgressLine
 
     names = [t for t in targets.split(",") if t]
@@ -58,8 +58,12 @@ def build(
             line.title = stage
             line.update(share, left, text)
 
-        if from_ is not None and not edge.specs_file(store).is_file():
-            files.unpack(from_, store, tell=lambda share: tell("unpacking", share, None, str(from_)))
+        if from_ is not None:
+            edge.check(names, seed, parquet.read(from_).card["seed"])
+            if edge.specs_file(store).is_file():
+                files.check_begins_with(from_, store)
+            else:
+                files.unpack(from_, store, tell=lambda share: tell("unpacking", share, None, str(from_)))
         seconds = None if minutes is None else minutes * 60
         found = edge.build(store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds)
         if output is not None:

@@ -56,9 +56,21 @@ def make(
         "foretell": VERSION, "seed": seed, "method": _METHOD, "cpu": cpu_name(), "python": platform.python_version(),
         "networks": len(networks), "labels": len(labels), "splits": dict(Counter(n.split for n in networks)),
         "spaces": spaces, "targets": targets,
-        "rebuild": f"foretell dataset build --seed {seed} --count {len(networks)} --targets {','.join(targets)} "
-        "--store edge.sqlite --output FOLDER",
+        "rebuild": rebuild(seed, labels),
     }  # fmt: skip
+
+
+def rebuild(seed: int, labels: Sequence[Label]) -> str:
+    """The commands that make the labels again: each target labels the first networks, some fewer of them."""
+    counts: dict[str, int] = {}
+    for x in labels:
+        counts[x.target] = max(counts.get(x.target, 0), x.network + 1)
+    groups: dict[int, list[str]] = {}
+    for target, count in counts.items():
+        groups.setdefault(count, []).append(target)
+    parts = [f"foretell dataset build --seed {seed} --count {c} --targets {','.join(t)} --store edge.sqlite"
+             for c, t in groups.items()]  # fmt: skip
+    return " && ".join(parts) + " --output FOLDER"
 
 
 def _range(values: Sequence[int]) -> list[int]:

@@ -138,6 +138,18 @@ def extend(path: Path, seed: int, count: int, tell: Tell) -> list[Row]:
     return rows[:count]
 
 
+def check(targets: Sequence[str], seed: int, found: int) -> None:
+    """Raise, before any work is done, for targets that are none, or a seed that is not ``found``.
+
+    Raises:
+        UsageError: another seed; TargetError: an unknown target; MissingExtraError: a target's tool is not installed.
+    """
+    if found != seed:
+        raise UsageError(f"its networks were drawn with seed {found}", try_=f"--seed {found}")
+    for name in targets:
+        backends.resolve(name, "", 1)[0].version()
+
+
 def campaign_of(target: str) -> str:
     """Name of the campaign that labels on a target."""
     return f"{NAME}-{target}"
@@ -176,6 +188,8 @@ def build(
         tell("labelling", max(0.0, share), max(0.0, remaining), f"{p.done} done, {p.failed} failed, last {p.last}")
 
     for first in range(0, count, _PIECE):
+        if seconds is not None and time.monotonic() - start >= seconds:
+            break
         rows = extend(specs_file(path), seed, min(first + _PIECE, count), tell)
         if len(rows) <= first:
             break

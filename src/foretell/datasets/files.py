@@ -112,6 +112,17 @@ def unpack(folder: Path, store: Path, tell: Callable[[float], None] | None = Non
     return len(data.labels)
 
 
+def check_begins_with(folder: Path, store: Path) -> None:
+    """Raise UsageError unless the store's data set begins as the one in ``folder``."""
+    seed, drawn_rows = edge.read_specs(edge.specs_file(store))
+    data = parquet.read(folder)
+    ours = [r.drawn.hash for r in drawn_rows]
+    if seed != data.card["seed"] or any(
+        not h.startswith(n.drawn.hash) for h, n in zip(ours, data.networks, strict=False)
+    ) or len(ours) < len(data.networks):  # fmt: skip
+        raise UsageError("the store holds another data set", where=str(store), try_="another --store, or no --from")
+
+
 def rows(
     folder: Path, data: parquet.DataSet, targets: Sequence[str] | None = None
 ) -> Iterator[list[Measurement]]:

@@ -174,10 +174,18 @@ def read(folder: Path) -> DataSet:
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         sums = card["sha256"]
-        if not isinstance(card, dict) or not isinstance(sums, dict):
-            raise ValueError("no checksums")
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        parts = {k: isinstance(card.get(k), dict) for k in ("sha256", "spaces", "targets", "splits")}
+        if not all(parts.values()) or not isinstance(card.get("seed"), int):
+            raise ValueError("without " + ", ".join(k for k, there in parts.items() if not there) + " or a seed")
+        if not all(isinstance(part, dict) for k in ("spaces", "targets") for part in card[k].values()):
+            raise ValueError("spaces or targets that are none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise FormatError(f"no card of a data set ({e})", where=str(folder / CARD)) from None
+    if (folder / KERNELS).exists() or KERNELS in sums:
+        try:
+            _file(folder, KERNELS, sums)
+        except (OSError, _pyarrow()[0].ArrowException) as e:
+            raise FormatError(f"cannot be read ({e})", where=str(folder / KERNELS)) from None
     networks = [_network(row, i, folder) for i, row in enumerate(_rows(folder, NETWORKS, sums))]
     labels = [_label(row, i, len(networks), folder) for i, row in enumerate(_rows(folder, LABELS, sums))]
     return DataSet(tuple(networks), tuple(labels), card)

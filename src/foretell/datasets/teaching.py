@@ -31,6 +31,7 @@ Array = np.ndarray[Any, Any]
 Tell = Callable[[str, float, float | None], None]  # what is being done, share done, seconds left
 VISITS = 600_000  # graphs that a training looks at: epochs times networks
 _FEWEST = 100  # labels that a head needs
+_JUDGES = 20  # networks of the validation split, which set intervals
 _AT_ONCE = 200  # graphs that are priced together
 
 
@@ -226,8 +227,10 @@ def teach(
     missing = sorted(set(predictors) - {h.rpartition("/")[0] for h in heads})
     if missing:
         raise UsageError(f"fewer than {_FEWEST} labels of {', '.join(missing)}", where=str(folder), try_="dataset info")
-    if not judging:
-        raise FitError("no network of the validation split has labels", where=str(folder))
+    fewest = min(sum(t in e.rows for e in judging) for t in predictors)
+    if fewest < _JUDGES:
+        raise FitError(f"{fewest} labelled networks of the validation split, {_JUDGES} are needed", where=str(folder),
+                       try_="a data set of more networks")  # fmt: skip
     general, seconds = learn(learning, heads, work / "general.safetensors", visits=visits, tell=tell)
     out = {}
     for target, predictor in predictors.items():
