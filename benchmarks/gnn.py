@@ -246,7 +246,8 @@ def ship(group: Group, rows: list[dict[str, Any]], folder: Path) -> None:
         # An interval holds for real networks and for those of the spaces: the wider of both.
         both = []
         for nets in (real, judges):
-            part = replace(carrying, conformal_={}, energy_=None)
+            energy = carrying.energy_ and replace(carrying.energy_, conformal_=dict(carrying.energy_.conformal_))
+            part = replace(carrying, conformal_={}, energy_=energy)
             both.append(part.calibrate([n.rows[target] for n in nets], {n.rows[target].graph: n.graph for n in nets}).conformal_)
         carrying.conformal_.update({m: max((c[m] for c in both if m in c), key=lambda c: c.quantile) for m in both[0] | both[1]})
         carrying.save(folder / target)
