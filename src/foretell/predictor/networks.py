@@ -42,7 +42,7 @@ def read(predictor: Predictor, graphs: Sequence[Graph], method: str) -> list[Enc
     if method == "gnn":
         return encoded
     return [
-        with_estimate(e, *estimate) if len(e.op) else e
+        with_estimate(e, *estimate)
         for e, estimate in zip(encoded, estimates(predictor, graphs, network_of(predictor, method).heads), strict=True)
     ]
 
