@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 from transfer_rivals import scaled
 
@@ -151,6 +153,34 @@ def flops_alone(macs: Array, rows: Array, told: Array) -> Array:
     ratio = macs * np.median(told / np.maximum(macs[rows], 1.0))
     errors = [np.median(np.abs(x[rows] / told - 1)) for x in (line, ratio)]
     return (line, ratio)[int(np.argmin(errors))]
+
+
+def ceiling(case: Case, test: Array, t: int) -> Array:
+    """Figures of networks ``test`` on target ``t`` by trees that learned from every other network of HW-GPT-Bench there, by its
+    code: no model that sees the code alone can be expected to do much better."""
+    codes, networks, values = _gpt_codes(case.source, case.metric)
+    column = values[case.targets[t]]
+    asked = {case.networks[i] for i in test.tolist()}
+    learn = np.array([n not in asked and np.isfinite(v) and v > 0 for n, v in zip(networks, column, strict=True)])
+    settings = {"objective": "l1", "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 20, "verbose": -1, "num_threads": 1}
+    trees = lightgbm.train(settings, lightgbm.Dataset(codes[learn], np.log(column[learn])), 300)
+    at = {n: i for i, n in enumerate(networks)}
+    out: Array = np.exp(trees.predict(codes[[at[case.networks[i]] for i in test.tolist()]]))
+    return out
+
+
+@lru_cache(maxsize=1)
+def _gpt_codes(source: str, metric: str) -> tuple[Array, tuple[str, ...], dict[str, Array]]:
+    """(networks x numbers of the code, names, figures by target): scale, width, layers, heads, ratios, bias and products."""
+    f = catalogue.figures(source, metric)
+    rows = []
+    for name in f.networks:
+        width, bias, heads, ratios = catalogue.code_of(source, name).split()
+        w, layers = int(width), len(ratios)
+        h, r = sum(ord(c) - ord("a") + 1 for c in heads[:layers]), sum(int(c) for c in ratios)
+        rows.append(["sml".index(name[0]), w, layers, h, r, int(bias), w * w * r, layers * w * w, h * w, w * layers])
+    values = np.asarray(f.values, float)
+    return np.array(rows, float), tuple(f.networks), dict(zip(f.targets, values.T, strict=True))
 
 
 def _rooflines(graph: Graph) -> Array:

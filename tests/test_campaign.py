@@ -18,7 +18,7 @@ from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
 from foretell.bench.campaign import Progress, Settings, run_campaign
 from foretell.build import enqueue
-from foretell.errors import StoreError
+from foretell.errors import StoreError, TargetError
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
 from foretell.records import Target
@@ -76,6 +76,31 @@ def test_faults_become_failed_rows(tmp_path, monkeypatch, fault, text):
     assert bad[0].name == "tiny-2"
     assert text in bad[0].error
     assert not _children()
+
+
+def test_a_tool_that_is_missing_fails_no_network(tmp_path, monkeypatch):
+    """Once, every network of a data set was marked failed for good because Vela could not be imported for a while."""
+    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"missing": "tiny-2", "estimate": True}))
+    store = prepare(tmp_path / "s.sqlite", 5)
+    with pytest.raises(TargetError, match=r"not installed.*foretell\[fake\]"):
+        run(store)
+    counts = store.counts("c")
+    assert "failed" not in counts
+    assert "leased" not in counts
+    assert sum(counts.values()) == 5
+    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"estimate": True}))
+    assert run(store) == {"done": 5}
+
+
+def test_only_the_first_process_profiles_if_asked(tmp_path):
+    store = prepare(tmp_path / "s.sqlite", 2)
+    assert run(store, profile_once=True) == {"done": 2}
+    for m in store.measurements():
+        runs = store.runs(m.graph, TARGET.name, protocol.PROTOCOL)
+        assert [bool(runs[p][0].kernels) for p in sorted(runs)] == [True, False, False]
+        assert m.kernels
+        assert m.peak_memory_bytes
+        assert len(m.process_latency_s) == 3
 
 
 def _children() -> list[str]:

@@ -201,6 +201,16 @@ def test_measure(home, tmp_path):
     assert failed[0]["verdict"] == "failed"
 
 
+def test_measure_takes_several_targets_and_zoo_patterns(home):
+    """Once, the last --target alone was measured."""
+    command = ("measure", "zoo:mnasnet0*", "--target", "fake", "--target", "ethos-u55-128", "--processes", "1", "--format", "json")
+    pytest.importorskip("ethosu.vela")
+    rows = json.loads(run(*command).stdout)
+    assert [(r["model"], r["target"]) for r in rows] == [("mnasnet0_5", "fake-f32-1t"), ("mnasnet0_5", "ethos-u55-128")]
+    assert all(r["latency_s"] > 0 for r in rows)
+    assert "no zoo network matches" in run("measure", "zoo:nothing*", "--target", "fake", code=2).stderr
+
+
 def test_missing_extra_prints_the_install_line(home):
     code = "import sys; sys.modules['onnxruntime'] = None; import importlib.metadata as m; o = m.version\nm.version = lambda n: (_ for _ in ()).throw(m.PackageNotFoundError(n)) if n == 'onnxruntime' else o(n)\nfrom foretell.cli import main; sys.argv = ['foretell', 'measure', 'zoo:resnet18']; main()"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

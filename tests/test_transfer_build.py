@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from foretell import api, transfer_build
 from foretell.cli import app
-from foretell.errors import PredictorError, UsageError
+from foretell.errors import FitError, ModelError, PredictorError, UsageError
 from foretell.explore.explain import explain
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.spaces import fbnet
@@ -142,6 +142,42 @@ def test_a_malformed_file_is_refused_by_line(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
         transfer_build.read_rows(path)
+
+
+def test_a_model_that_cannot_be_read_is_told_by_line(tmp_path, phone):
+    path = table_of(tmp_path, phone)
+    path.write_text(path.read_text() + "nowhere.onnx,3.0,9.0\n")
+    with pytest.raises(ModelError, match=r"mine\.csv, line 14: .*nowhere\.onnx"):
+        transfer_build.from_file("my-phone", path, tmp_path / "out", lambda *_: None)
+
+
+def test_what_is_not_worth_saving_is_not_saved_unless_forced(tmp_path, phone, monkeypatch):
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    path = table_of(tmp_path, phone)
+    lines = path.read_text().splitlines()
+    scale = [1e-3, 1e3, 1e-2, 1e2, 1e1, 1e-1, 1, 1e3, 1e-3, 1e2, 1e-2, 1]  # units that nobody noted
+    mixed = [lines[0], *(f"{m},{float(t) * k},{e}" for (m, t, e), k in zip((x.split(",") for x in lines[1:]), scale, strict=True))]
+    path.write_text("\n".join(mixed) + "\n")
+    command = ["build", "--target", "my-phone", "--measurements", str(path), "--quiet"]
+    out = CliRunner().invoke(app, command)
+    assert isinstance(out.exception, FitError)
+    assert out.exception.exit_code == 8
+    assert "nothing was saved" in str(out.exception)
+    assert "--force" in str(out.exception)
+    assert not (tmp_path / "home" / "predictors" / "my-phone").exists()
+    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    assert (tmp_path / "home" / "predictors" / "my-phone").is_dir()
+
+
+def test_rows_that_contradict_each_other_are_told(tmp_path, phone, monkeypatch):
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    path = table_of(tmp_path, phone)
+    first = path.read_text().splitlines()[1].split(",")
+    path.write_text(path.read_text() + f"{first[0]},{float(first[1]) * 3},\n")
+    out = CliRunner().invoke(app, ["build", "--target", "my-phone", "--measurements", str(path), "--quiet"])
+    assert out.exit_code == 0, out.output
+    assert "contradict each other" in out.output
+    assert f"{first[0]} (3.0x)" in out.output
 
 
 def test_names_that_stand_for_something_are_refused(tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from foretell.cli_common import format_option
 from foretell.errors import UsageError
 
-FORMATS = ("table", "json", "csv", "markdown")
 _TARGETS = "ethos-u55-128,ethos-u65-256"
 
 
@@ -75,7 +75,7 @@ def build(
 @dataset.command(epilog="Example:  foretell dataset info foretell-edge --png spread.png")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw how the networks are spread.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print.")
+@format_option
 def info(folder: Path, png: Path | None, form: str) -> None:
     """Show what the data set in FOLDER holds: networks by space, labels by target."""
     from foretell.datasets import parquet

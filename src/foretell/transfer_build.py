@@ -20,7 +20,7 @@ import numpy as np
 from foretell import __version__, api, backends
 from foretell.bench import protocol
 from foretell.build import Tell, graph_hash, measure_models
-from foretell.errors import FitError, UsageError
+from foretell.errors import FitError, ForetellError, ModelError, UsageError
 from foretell.formats import read
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.networks import SPACES, network
@@ -41,6 +41,8 @@ COLUMNS: Mapping[str, tuple[str, float]] = {
 _MOST_ROWS = 2000
 _MOST_BYTES = 4 * 2**20
 _LEAST = 3
+_CONTRADICTS = 1.5  # times between rows of one network from which they are told to the user
+_BAD, _HOPELESS = 20.0, 100.0  # percent, held out: worth saving only if MACs alone are worse; not worth saving
 _START_S = 2.0  # of a process that measures a network, before it runs
 _OF_SPACE, _GENERATED = 24, 48  # networks to choose from
 _MOST_CHECKS = 30  # leave-one-out fits of a card
@@ -48,18 +50,21 @@ _MOST_CHECKS = 30  # leave-one-out fits of a card
 
 @dataclass(frozen=True)
 class Row:
-    """A measured network: its name and figures by metric, in SI units."""
+    """A measured network: its name, figures by metric, in SI units, and the line of the file that tells it first."""
 
     model: str
     values: Mapping[str, float]
+    line: int = 0
 
 
 @dataclass(frozen=True)
 class Told:
-    """The rows of a file, and the step that each metric was rounded to, in SI units."""
+    """The rows of a file, the step that each metric was rounded to, in SI units, and networks whose rows contradict each other:
+    ``NAME (FACTOR)``, the largest figure of one metric over the least."""
 
     rows: tuple[Row, ...]
     resolution: Mapping[str, float]
+    contradicting: tuple[str, ...] = ()
 
 
 def read_rows(path: Path) -> Told:
@@ -95,6 +100,7 @@ def read_rows(path: Path) -> Told:
     if len(lines) - 1 > _MOST_ROWS:
         raise UsageError(f"{len(lines) - 1} rows; at most {_MOST_ROWS} are read", where=str(path), try_="foretell fit")
     found: dict[str, dict[str, list[float]]] = {}
+    first: dict[str, int] = {}
     steps: dict[str, int] = {}
     for number, line in lines[1:]:
         where = f"{path.name}, line {number}"
@@ -106,6 +112,7 @@ def read_rows(path: Path) -> Told:
         if not model.startswith((api.ZOO, api.SPACE)):
             model = str(path.parent / model)
         values = found.setdefault(model, {})
+        first.setdefault(model, number)
         for i, (metric, unit) in used.items():
             cell = line[i].strip()
             if not cell:
@@ -119,8 +126,12 @@ def read_rows(path: Path) -> Told:
             values.setdefault(metric, []).append(figure * unit)
             steps[metric] = max(steps.get(metric, 0), _decimals(cell))
     units = dict(used.values())
-    rows = [Row(m, {k: float(np.median(v)) for k, v in values.items()}) for m, values in found.items()]
-    return Told(tuple(r for r in rows if r.values), {m: units[m] * 10.0**-d for m, d in steps.items()})
+    rows = [Row(m, {k: float(np.median(v)) for k, v in values.items()}, first[m]) for m, values in found.items()]
+    apart = {m: max(max(v) / min(v) for v in values.values()) for m, values in found.items() if values}
+    return Told(
+        tuple(r for r in rows if r.values), {m: units[m] * 10.0**-d for m, d in steps.items()},
+        tuple(f"{m} ({factor:.1f}x)" for m, factor in apart.items() if factor > _CONTRADICTS),
+    )  # fmt: skip
 
 
 def _decimals(cell: str) -> int:
@@ -184,18 +195,21 @@ def summary(built: Predictor) -> list[str]:
         doubted = card["disturbed"].get(metric)
         if doubted:
             out.append(f"{metric}: slower than the others explain, counted little: {', '.join(doubted)}")
+    out += [f"{m}: left out ({why}); --force keeps it" for m, why in card.get("left_out", {}).items()]
+    if card.get("contradicting"):
+        out.append(f"rows of one network contradict each other, their median counts: {', '.join(card['contradicting'])}")
     return out
 
 
 def from_catalogue(
     name: str, store: Store, output: Path, tell: Tell, *, samples: int = 10, precision: str = "", threads: int = 1,
-    seed: int = 0,
+    seed: int = 0, force: bool = False,
 ) -> Predictor:  # fmt: skip
     """Measure ``samples`` chosen networks on a target, learn and save. The same command goes on where it stopped.
 
     Raises:
         TargetError: no such target.
-        FitError: too few usable measurements.
+        FitError: too few usable measurements, or (unless ``force``) what was learned is not worth saving.
     """
     backend, target = backends.resolve(name, precision, threads)
     backend.version()
@@ -212,17 +226,18 @@ def from_catalogue(
     known = {graph_hash(data): shell.as_run(read(data, name=label)) for label, data in models}
     figures = {metric: [getattr(m, metric) for m in rows] for metric in METRICS}
     origin = "estimates of a tool" if backend.estimate else "measured here"
-    return _built(basis, target, [known[m.graph] for m in rows], figures, {}, origin, output)
+    return _built(basis, target, [known[m.graph] for m in rows], figures, {}, origin, output, force)
 
 
 def from_file(
-    name: str, path: Path, output: Path, tell: Tell, *, precision: str = "f32", threads: int = 1
+    name: str, path: Path, output: Path, tell: Tell, *, precision: str = "f32", threads: int = 1, force: bool = False
 ) -> Predictor:
     """Learn a target called ``name`` from a file of measurements (:func:`read_rows`), and save it.
 
     Raises:
         UsageError: the file is malformed, or holds too little.
-        ModelError: a model cannot be read.
+        ModelError: a model cannot be read; the message names the line.
+        FitError: what was learned is not worth saving, and not ``force``.
     """
     told = read_rows(path)
     if len(told.rows) < _LEAST:
@@ -232,16 +247,23 @@ def from_file(
     graphs = []
     for i, row in enumerate(told.rows):
         tell("reading", i / len(told.rows), None, row.model)
-        graphs.append(shell.as_run(api.read_model(row.model)))
+        try:
+            graphs.append(shell.as_run(api.read_model(row.model)))
+        except ForetellError as e:
+            raise ModelError(str(e), where=f"{path.name}, line {row.line}") from None
     figures = {m: [row.values.get(m) for row in told.rows] for m in METRICS}
-    return _built(load_basis(), target, graphs, figures, told.resolution, f"the user's ({path.name})", output)
+    origin = f"the user's ({path.name})"
+    return _built(load_basis(), target, graphs, figures, told.resolution, origin, output, force, told.contradicting)
 
 
 def _built(
     basis: Basis, target: Target, graphs: Sequence[Graph], figures: Mapping[str, Sequence[float | None]],
-    resolution: Mapping[str, float], origin: str, output: Path,
+    resolution: Mapping[str, float], origin: str, output: Path, force: bool, contradicting: Sequence[str] = (),
 ) -> Predictor:  # fmt: skip
     start = time.monotonic()
+    held_out = _held_out(basis, graphs, figures, resolution)
+    left_out = {} if force else _unworthy(held_out, _by_macs(graphs, figures))
+    figures = {m: v for m, v in figures.items() if m not in left_out}
     learned = Transferred.fit(basis, graphs, figures, resolution)
     predictor = Predictor(target, transfer_=learned)
     doubted = {m: [graphs[i].name for i in a.posterior.outliers] for m, a in learned.told.items()}
@@ -249,11 +271,40 @@ def _built(
         created=datetime.now(UTC).strftime("%Y-%m-%d"), foretell=__version__, method="transfer",
         train_networks=len(graphs), measurements=origin, known_devices=len(basis.model.devices_),
         basis=dict(basis.card), disturbed={m: names for m, names in doubted.items() if names},
-        held_out_percent=_held_out(basis, graphs, figures, resolution),
+        held_out_percent=held_out, contradicting=list(contradicting), left_out=left_out,
         fit_seconds=round(time.monotonic() - start, 2),
     )  # fmt: skip
     predictor.save(output)
     return predictor
+
+
+def _unworthy(held_out: Mapping[str, float], by_macs: Mapping[str, float]) -> dict[str, str]:
+    """Metrics that are told badly, and worse than multiply-accumulates alone tell them, or hopelessly; and how badly.
+
+    Raises:
+        FitError: no other metric is left, or latency is one of them.
+    """
+    bad = {
+        metric: f"each network told by the others is off by {error} % (median), by MACs alone {by_macs[metric]} %"
+        for metric, error in held_out.items()
+        if error > _HOPELESS or (error > _BAD and error > by_macs[metric])
+    }
+    if bad and (len(bad) == len(held_out) or "latency_s" in bad):
+        metric = "latency_s" if "latency_s" in bad else next(iter(bad))
+        raise FitError(f"{metric}: {bad[metric]}; nothing was saved", try_="check the figures and their units, or --force")
+    return bad
+
+
+def _by_macs(graphs: Sequence[Graph], figures: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """Median error of each metric on every measured network, told by the others' median figure per MAC: percent."""
+    macs = np.array([max(float(g.total_macs), 1.0) for g in graphs])
+    out: dict[str, float] = {}
+    for metric, values in figures.items():
+        at = np.array([i for i, v in enumerate(values) if v is not None], int)
+        ratio = np.array([values[i] for i in at.tolist()], float) / macs[at]
+        errors = [abs(float(np.median(np.delete(ratio, k))) / ratio[k] - 1) for k in range(len(at)) if len(at) > 1]
+        out[metric] = round(100 * float(np.median(errors)), 1) if errors else math.inf
+    return out
 
 
 def _held_out(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from foretell.backends.contract import RunOptions
-from foretell.errors import MeasurementError, TargetError, UsageError
+from foretell.errors import MeasurementError, MissingExtraError, TargetError, UsageError
 from foretell.formats.onnx import read_onnx
 from foretell.graph.cost import cost
 from foretell.graph.ir import Graph
@@ -45,6 +45,7 @@ class Config:
         replay: a store's file; a model's recorded measurement is played back instead.
         log: a file to which the name of every model that is run is appended, with the time.
         estimate: it says that it is an estimate, as a vendor's compiler is.
+        missing: a model whose name contains this text finds the tool not installed.
     """
 
     op_s: float = 5e10
@@ -66,6 +67,7 @@ class Config:
     replay: str = ""
     log: str = ""
     estimate: bool = False
+    missing: str = ""
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -173,6 +175,8 @@ def _misbehave(config: Config, name: str) -> None:
         hoard = []
         while True:
             hoard.append(bytearray(64 * 2**20))
+    if config.missing and config.missing in name:
+        raise MissingExtraError("fake", "fake")
     if config.refuse and config.refuse in name:
         raise MeasurementError("refused, as configured", where=name)
     if config.garble and config.garble in name:

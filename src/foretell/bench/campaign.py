@@ -23,7 +23,7 @@ from typing import Protocol
 from foretell import backends
 from foretell.backends.contract import RunOptions
 from foretell.bench import protocol
-from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, ConnectionLost, DeviceError
+from foretell.errors import ChildCrashed, ChildMemory, ChildTimeout, ConnectionLost, DeviceError, TargetError
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
 from foretell.guard import Child, Limits
@@ -73,7 +73,8 @@ class Progress:
 class Settings:
     """How to run a campaign. ``seconds`` stops leasing after that much wall-clock time; None runs to the end.
 
-    ``retry_s`` are the seconds to wait before each further try to reach a remote device that went away.
+    ``retry_s`` are the seconds to wait before each further try to reach a remote device that went away. With
+    ``profile_once`` only a job's first process profiles: its kernels and its memory are less sure, and it takes half the time.
     """
 
     options: RunOptions = RunOptions()
@@ -82,6 +83,7 @@ class Settings:
     memory_bytes: int | None = None
     cpus: tuple[tuple[int, ...], ...] = ()  # one tuple a worker; empty: one worker a group of target.threads cores
     retry_s: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0)
+    profile_once: bool = False
 
 
 def worker_cpus(target: Target) -> tuple[tuple[int, ...], ...]:
@@ -242,6 +244,9 @@ class _State:
         limits = Limits(seconds=self.settings.job_seconds)
         losses = 0
         todo = list(jobs)
+        options = self.settings.options
+        if self.settings.profile_once and process:
+            options = replace(options, profile=False)
         try:
             while todo and not self.stop.is_set():
                 job = todo[0]
@@ -253,14 +258,14 @@ class _State:
                     made = 0
                     if self.stop.is_set():  # kill() may have run while this child was starting
                         return
-                message = self._message(job.model, job.name, self.settings.options)
+                message = self._message(job.model, job.name, options)
                 self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S, begin=job.graph)
                 start = time.monotonic()
                 run: Run | None = None
                 error = ""
                 try:
                     answer = child.request(message, limits)
-                    _raise_device_error(answer)
+                    _raise_targets_error(answer)
                     if "error" in answer:
                         error = str(answer["error"])
                     else:
@@ -324,7 +329,7 @@ class _State:
             return 0.0
         try:
             answer = child.request(self._message(reference_model(), "reference", _REFERENCE), limits)
-            _raise_device_error(answer)
+            _raise_targets_error(answer)
             return 0.0 if "error" in answer else protocol.process_latency_s(Run.from_dict(answer["run"]))
         except (ChildCrashed, ChildMemory, ChildTimeout) as e:
             if self.remote:
@@ -395,8 +400,10 @@ class Tally:
         self._report(Progress(done, failed, self._total, elapsed, left, text))
 
 
-def _raise_device_error(answer: Mapping[str, object]) -> None:
-    """Raise the child's DeviceError again, if its answer is one."""
+def _raise_targets_error(answer: Mapping[str, object]) -> None:
+    """Raise the child's error again, if it is the target's and no network is to blame: a tool that is missing, a device."""
+    if answer.get("target"):
+        raise TargetError(str(answer["error"]))
     if "device" in answer:
         kind = ConnectionLost if answer["device"] == "lost" else DeviceError
         raise kind(str(answer["error"]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from foretell import backends
 from foretell.backends.contract import RunOptions
-from foretell.errors import ConnectionLost, DeviceError, ForetellError
+from foretell.errors import ConnectionLost, DeviceError, ForetellError, TargetError
 from foretell.guard import serve
 from foretell.records import Target
 
@@ -17,7 +17,8 @@ def handle(message: dict[str, Any]) -> dict[str, Any]:
 
     ``{"backend", "precision", "threads"}`` -> ``{"runtime", "target"}``, what would run, or ``{"error": text}``.
 
-    An error that is the device's, not the model's, is marked: ``"device"`` is ``lost`` or ``unusable``.
+    An error that is the device's, not the model's, is marked: ``"device"`` is ``lost`` or ``unusable``, and so is one of
+    a tool that is not there: ``"target"`` is true.
     """
     try:
         if "model" not in message:
@@ -30,6 +31,8 @@ def handle(message: dict[str, Any]) -> dict[str, Any]:
         run = backend.run(model, message["name"], target, RunOptions(**message["options"]))
     except DeviceError as e:
         return {"error": str(e), "device": "lost" if isinstance(e, ConnectionLost) else "unusable"}
+    except TargetError as e:
+        return {"error": str(e), "target": True}
     except ForetellError as e:
         return {"error": str(e)}
     return {"run": run.to_dict()}

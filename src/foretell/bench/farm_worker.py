@@ -15,7 +15,7 @@ from typing import Any
 from foretell import backends
 from foretell.backends.contract import RunOptions
 from foretell.bench.campaign import Settings, run_campaign
-from foretell.errors import ConnectionLost, DeviceError, ForetellError
+from foretell.errors import ConnectionLost, DeviceError, ForetellError, TargetError
 from foretell.host import cpu_name, default_cpus
 from foretell.records import Measurement, Run, Target
 from foretell.store import Job
@@ -51,6 +51,8 @@ def label(request: bytes) -> bytes:
     )  # fmt: skip
     try:
         run_campaign(notebook, "", target, settings)
+    except TargetError as e:
+        return json.dumps({**answer, "refused": str(e)}).encode()
     except DeviceError as e:
         answer |= {"device": "lost" if isinstance(e, ConnectionLost) else "unusable", "error": str(e)}
     answer["runs"] = [

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from foretell.store import Store, graph_hash
 
 NAME = "foretell-edge"
 VERSION = 1
+_RUN_S = 0.1  # of each process: several of them tell more than one that runs for long (bench/protocol)
 _PIECE = 500  # networks that all targets label before the next are drawn
 Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
 
@@ -212,11 +213,12 @@ def _settings(backend: Any, target: Target, workers: int) -> Settings:
         if workers > len(cores):
             raise UsageError(f"{workers} workers on {len(cores)} cores", try_=f"--workers {len(cores)}")
         cpus = tuple((c,) for c in cores[:workers])
-    return Settings(options=RunOptions(seconds=0.2), job_seconds=1200.0 if backend.estimate else 120.0, cpus=cpus)
+    seconds = 1200.0 if backend.estimate else 120.0
+    return Settings(RunOptions(seconds=_RUN_S), job_seconds=seconds, cpus=cpus, profile_once=True)
 
 
 def _limited(settings: Settings, seconds: float) -> Settings:
-    return Settings(settings.options, seconds, settings.job_seconds, cpus=settings.cpus)
+    return replace(settings, seconds=seconds)
 
 
 def _enqueue(store: Store, target: Target, rows: Sequence[Row]) -> None:
