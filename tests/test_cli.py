@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from foretell import api
 from foretell.cli import app
 from foretell.store import Store
 from tests.models import conv_relu, model, node
@@ -209,6 +211,22 @@ def test_measure_takes_several_targets_and_zoo_patterns(home):
     assert [(r["model"], r["target"]) for r in rows] == [("mnasnet0_5", "fake-f32-1t"), ("mnasnet0_5", "ethos-u55-128")]
     assert all(r["latency_s"] > 0 for r in rows)
     assert "no zoo network matches" in run("measure", "zoo:nothing*", "--target", "fake", code=2).stderr
+
+
+def test_names_that_are_nearly_right_are_answered(home):
+    assert "zoo:mobilenetv2_100" in run("inspect", "zoo:mobilenet_v2", code=3).stderr
+    assert "space:mobilenet/7" in run("inspect", "space:mobilnet/3", code=2).stderr
+
+
+def test_networks_of_data_sets_have_names(home):
+    """SPACE/NUMBER, as a data set lists it, is one of space:SPACE/NUMBER."""
+    from foretell.datasets import edge, parquet
+
+    found = parquet.read(Path(__file__).parents[1] / "data" / "foretell-edge")
+    some = next(n for n in found.networks if n.drawn.spec.space == "kws-1d")
+    told = json.loads(run("inspect", f"space:{some.drawn.name}", "--format", "json").stdout)
+    assert told["macs"] == some.drawn.macs
+    assert api.model_bytes(f"space:{some.drawn.name}") == edge.onnx_file(some.drawn.spec)
 
 
 def test_missing_extra_prints_the_install_line(home):

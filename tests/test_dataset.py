@@ -236,6 +236,9 @@ def test_the_command_line(labelled, tmp_path):
     shown = run(app, ["dataset", "info", folder, "--format", "json"])
     assert json.loads(shown.stdout)["networks"] == 3
     assert "super-resolution" in run(app, ["dataset", "info", folder]).output
+    plain = run(app, ["dataset", "info", folder, "--format", "csv"]).output
+    assert "macs_median" in plain
+    assert " M," not in plain
     made = run(app, ["dataset", "export", folder, "--output", str(tmp_path / "f"), "--form", "onnx", "--count", "1", "--quiet"])
     assert "wrote 1 files" in made.output
     for bad in (["--targets", ","], ["--targets", "nonesuch"], ["--workers", "200"]):

@@ -80,9 +80,16 @@ def zoo_names() -> list[str]:
 def zoo_bytes(name: str) -> bytes:
     """The ONNX file of a zoo network. Raises FormatError if there is none of that name."""
     if name not in zoo_names():
-        close = [n for n in zoo_names() if name.lower()[:5] in n][:5] or zoo_names()[:5]
-        raise FormatError(f"no zoo network called {name!r}", try_=", ".join(ZOO + n for n in close))
+        raise FormatError(f"no zoo network called {name!r}", try_=", ".join(ZOO + n for n in _close(name, zoo_names())))
     return (resources.files("foretell") / "zoo" / f"{name}.onnx").read_bytes()
+
+
+def _close(name: str, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that someone who typed ``name`` may have meant; all where none is like it and they are few."""
+    asked = name.lower()
+    alike = difflib.get_close_matches(asked, names, 5, 0.6)
+    alike += [n for n in names if n not in alike and (asked[:5] in n or n.split("_")[0] in asked)]
+    return alike[:5] or list(names)[:20]
 
 
 def model_bytes(model: str) -> bytes:
@@ -97,12 +104,19 @@ def model_bytes(model: str) -> bytes:
         return zoo_bytes(model.removeprefix(ZOO))
     if model.startswith(SPACE):
         from foretell.formats.onnx_write import write_onnx
-        from foretell.generate.spaces import draw
+        from foretell.generate.spaces import SEARCH_SPACES, draw
+        from foretell.generate.tasks import spec as tasks
 
         space, _, number = model.removeprefix(SPACE).partition("/")
         known = number.isascii() and number.isdecimal() and len(number) < 10
         if not known:
             raise UsageError(f"no network called {model[:80]!r}", try_=f"a whole number: {SPACE}{space[:40] or 'nasbench201'}/7")
+        if space in tasks.SPACES and space not in SEARCH_SPACES:  # SPACE/NUMBER as data sets name it
+            return write_onnx(tasks.draw(space, 0, int(number)).graph())
+        if space not in SEARCH_SPACES:
+            names = [*SEARCH_SPACES, *(t for t in tasks.SPACES if t not in SEARCH_SPACES)]
+            alike = ", ".join(f"{SPACE}{n}/7" for n in _close(space, names))
+            raise UsageError(f"no search space called {space[:40]!r}", try_=alike)
         return write_onnx(draw(space, int(number), model))
     return Path(model).read_bytes()
 

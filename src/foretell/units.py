@@ -45,6 +45,12 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def macs(value: float | None) -> str:
+    """Format multiply-accumulates: ``4089184256`` -> ``4.09 GMACs``, ``12`` -> ``12 MACs``."""
+    text = count(value)
+    return f"{text}MACs" if text[-1].isalpha() else f"{text} MACs"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Format a share in 0..1 as percent: ``0.032`` -> ``3.2 %``."""
     return "-" if share is None else f"{share * 100:.{digits}f} %"

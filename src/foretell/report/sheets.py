@@ -59,7 +59,7 @@ def prediction(p: Prediction, top: int) -> Shown:
         f"peak memory  {in_words('peak_memory_bytes', p.peak_memory_bytes)}",
         f"energy       {in_words('energy_j', p.energy_j)}",
         *busy,
-        f"{units.count(p.macs)}MACs, {units.count(p.parameters)} parameters, {known}",
+        f"{units.macs(p.macs)}, {units.count(p.parameters)} parameters, {known}",
     ])  # fmt: skip
     rows = tuple(
         (k.name, "+".join(k.op_types) or "-", short(k.nodes[-1]), units.seconds(k.latency_s), units.percent(k.share), k.bound,
@@ -120,7 +120,7 @@ def inspection(graph: Graph, nodes: bool) -> Shown:
         "warnings": list(graph.warnings),
     }
     head = "\n".join([
-        f"{graph.name}: {len(graph.nodes)} nodes, {units.count(c.total_macs)}MACs, {units.count(graph.parameters)} parameters",
+        f"{graph.name}: {len(graph.nodes)} nodes, {units.macs(c.total_macs)}, {units.count(graph.parameters)} parameters",
         "inputs       " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.inputs),
         "outputs      " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.outputs),
         f"weights      {units.size(memory.weight_bytes)}",
