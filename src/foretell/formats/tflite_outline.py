@@ -11,10 +11,11 @@ import numpy as np
 
 from foretell.formats.tflite_nodes import SCALE
 from foretell.formats.tflite_pack import Stored, Written
+from foretell.formats.tflite_schema import VALID
 from foretell.formats.tflite_write import Array, Writer
 from foretell.graph.ir import Graph, Shape
 
-__all__ = ["Outline", "Stored", "Written", "outline"]
+__all__ = ["VALID", "Outline", "Stored", "Written", "outline"]
 _NOTHING = np.zeros(0, np.int8)
 
 

@@ -21,7 +21,7 @@ from foretell.errors import FitError, UsageError
 from foretell.graph.ir import Graph
 from foretell.graph.ops import UNKNOWN
 from foretell.graph.precision import as_int8, is_quantised
-from foretell.models.accelerators import closed_form
+from foretell.models.accelerators import closed_form, refusal
 from foretell.models.block import BlockModel
 from foretell.models.block_features import cut, spread
 from foretell.models.contract import LayerModel
@@ -586,6 +586,8 @@ class Predictor:
                 kinds = Counter(graph.nodes[n].op_type for n in free).most_common(6)
                 named = ", ".join(f"{op} ({n})" for op, n in kinds)
                 warnings.append(f"what the target has no price for costs nothing here: {named}")
+            if refused := refusal(self.target, graph):
+                warnings.append(refused)
             if unpriced:
                 warnings.append("the target prices none of this model's operators")
             elif not at:

@@ -71,3 +71,12 @@ def closed_form(target: Target) -> ClosedForm | None:
 
         return ethos.closed_form(target.device) or ethos_u85.closed_form(target.device)
     return None
+
+
+def refusal(target: Target, graph: Graph) -> str:
+    """Why the target's tool has no figure for ``graph``, in words; empty if it has one, or nothing is known of that."""
+    if target.backend != "vela" or not target.device.startswith("ethos-u"):
+        return ""
+    from foretell.models.accelerators.vela_order import refusal_of
+
+    return refusal_of(graph, target.device.split("-")[1])

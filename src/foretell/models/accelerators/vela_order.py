@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from foretell.errors import UnsupportedError
@@ -183,18 +184,48 @@ def commands(file: Outline, family: str) -> list[Command]:
     return order
 
 
-_known: WeakKeyDictionary[Graph, dict[str, list[Command] | None]] = WeakKeyDictionary()
+class _Compiled(NamedTuple):
+    """What is kept of a graph: commands, or why there are none, and the operators that Vela leaves to the CPU."""
+
+    commands: list[Command] | None
+    problem: str
+    left: Counter[str]
+
+
+_known: WeakKeyDictionary[Graph, dict[str, _Compiled]] = WeakKeyDictionary()
 
 
 def commands_of(graph: Graph, family: str) -> list[Command] | None:
     """Commands of a graph, kept as long as it is; None if no file can be written of it: no word for an op, or shapes that
     no NPU takes."""
+    return _compiled(graph, family).commands
+
+
+def refusal_of(graph: Graph, family: str) -> str:
+    """Why Vela has no figure for a graph, in words; empty if it has one."""
+    told = _compiled(graph, family)
+    if told.problem:
+        return f"Vela has no figure for this network: {told.problem}"
+    if told.left:
+        named = ", ".join(f"{op} ({n})" for op, n in told.left.most_common(6))
+        return f"Vela leaves {named} to the CPU, and has no figure for such a network: what that takes is not in these"
+    return ""
+
+
+def _compiled(graph: Graph, family: str) -> _Compiled:
     from foretell.formats.tflite_outline import outline
+    from foretell.models.accelerators.vela_support import left_to_cpu
 
     known = _known.setdefault(graph, {})
     if family not in known:
+        made, problem, left = None, "", Counter[str]()
         try:
-            known[family] = commands(outline(graph), family)
-        except (UnsupportedError, LookupError, ArithmeticError, ValueError, TypeError, StopIteration):
-            known[family] = None
+            written = outline(graph)
+            left = left_to_cpu(written, family)
+            made = commands(written, family)
+        except UnsupportedError as e:
+            problem = e.what
+        except (LookupError, ArithmeticError, ValueError, TypeError, StopIteration):
+            problem = "" if left else "it has shapes that no NPU takes"
+        known[family] = _Compiled(made, problem, left)
     return known[family]
