@@ -169,6 +169,11 @@ def ceiling(case: Case, test: Array, t: int) -> Array:
     return out
 
 
+def learned_by_ceiling(case: Case) -> int:
+    """Networks from which the trees of :func:`ceiling` learn, about."""
+    return len(_gpt_codes(case.source, case.metric)[1]) - len(case.networks)
+
+
 @lru_cache(maxsize=1)
 def _gpt_codes(source: str, metric: str) -> tuple[Array, tuple[str, ...], dict[str, Array]]:
     """(networks x numbers of the code, names, figures by target): scale, width, layers, heads, ratios, bias and products."""

@@ -82,6 +82,10 @@ def test_what_is_unlike_the_measured_has_a_wide_interval_and_says_so(home):
     assert other.coverage < 0.5 and any("unlike" in w for w in other.warnings) and not alike.warnings
     wide = np.log(other.latency_s.high / other.latency_s.low) / np.log(alike.latency_s.high / alike.latency_s.low)
     assert wide > 2
+    assert not any("spans" in w for w in alike.warnings)
+    told = {m: replace(t, conformal=replace(t.conformal, quantile=2.0)) for m, t in found.entry.told.items()}
+    vague = replace(found, entry=replace(found.entry, told=told)).predict(draw("nasbench201", 90))
+    assert any("the interval spans a factor of" in w for w in vague.warnings)
     batch = found.predict(api.read_model("zoo:resnet18", batch=4))
     assert any("--batch 1" in w for w in batch.warnings)
 

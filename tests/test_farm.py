@@ -16,12 +16,13 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from foretell.bench import farm
+from foretell.bench import farm, protocol
 from foretell.bench.campaign import Progress, Settings, run_campaign
 from foretell.bench.farm import run_farm, slots
 from foretell.bench.farm_answer import checked_runs, opened
 from foretell.bench.farm_worker import jobs_to_dict, label
 from foretell.build import enqueue
+from foretell.datasets import edge
 from foretell.errors import ConnectionLost, DeviceError, MissingExtraError, UsageError
 from foretell.store import Job, Store
 from foretell.version import VERSION
@@ -123,6 +124,7 @@ CLIENT = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.test_farm import SETTINGS, TARGET
+from foretell.bench import protocol
 from foretell.bench.farm import run_farm
 from foretell.store import Store
 run_farm(Store({path!r}), "c", TARGET, SETTINGS, scheduler={address!r})
@@ -252,6 +254,21 @@ def test_build_on_a_farm_says_what_is_wrong(tmp_path):
     assert told.returncode == UsageError.exit_code
     assert told.stderr.startswith("foretell: nowhere: not the address of a Dask scheduler")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_data_set_is_labelled_by_a_farm(tmp_path, cluster, log):
+    """Each job's first process profiles, there as here."""
+    found = edge.build(tmp_path / "s", count=5, targets=["fake"], tell=lambda *_: None, scheduler=cluster.address)
+    assert found == {TARGET.name: {"done": 5}}
+    store = Store(tmp_path / "s")
+    rows = store.measurements(TARGET.name)
+    assert len(rows) == 5
+    assert all(m.kernels and len(m.process_latency_s) >= 3 for m in rows)
+    for m in rows:
+        runs = store.runs(m.graph, TARGET.name, protocol.PROTOCOL)
+        assert [bool(runs[p][0].kernels) for p in (0, 1, 2)] == [True, False, False]
+    names = [line.split()[1] for line in log.read_text().splitlines()]
+    assert set(names) >= {m.name for m in rows}
 
 
 def test_without_a_scheduler_it_is_the_campaign(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from foretell.cli_common import format_option
+from foretell.cli_common import format_option, scheduler_option
 from foretell.errors import UsageError
 
 _TARGETS = "ethos-u55-128,ethos-u65-256"
@@ -36,10 +36,11 @@ def dataset() -> None:
     "--from", "from_", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A data set whose networks and labels a new store begins with.",
 )  # fmt: skip
+@scheduler_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 def build(
     count: int, targets: str, store: Path, seed: int, workers: int, minutes: float | None, output: Path | None,
-    from_: Path | None, quiet: bool,
+    from_: Path | None, scheduler: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw networks and label them. Interrupt it at any time: the same command goes on where it stopped.
 
@@ -65,7 +66,9 @@ def build(
             else:
                 files.unpack(from_, store, tell=lambda share: tell("unpacking", share, None, str(from_)))
         seconds = None if minutes is None else minutes * 60
-        found = edge.build(store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds)
+        found = edge.build(
+            store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds, scheduler=scheduler
+        )
         if output is not None:
             files.pack(store, output, tell=lambda share: tell("packing", share, None, str(output)))
     for target, counts in found.items():

@@ -309,6 +309,7 @@ class _Farm:
             {
                 "foretell": VERSION, "target": asdict(self.target), "options": asdict(s.options),
                 "job_seconds": s.job_seconds, "memory_bytes": s.memory_bytes, "retry_s": list(s.retry_s),
+                "profile_once": s.profile_once,
                 "jobs": jobs_to_dict(block.jobs, block.known),
             }
         ).encode()  # fmt: skip

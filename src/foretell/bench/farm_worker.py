@@ -27,9 +27,9 @@ Outcome = tuple[Run | None, str, float]  # a run or an error, and the seconds th
 def label(request: bytes) -> bytes:
     """Measure a block of jobs.
 
-    The request holds ``foretell`` (the version), ``target``, ``options``, ``job_seconds``, ``memory_bytes``, ``retry_s``
-    and ``jobs``. The answer holds ``foretell``, ``runtime`` and ``cpu``, what measured, and ``runs``; ``refused`` if it
-    did not begin, ``device`` (``lost`` or ``unusable``) with ``error`` if it could not end.
+    The request holds ``foretell`` (the version), ``target``, ``options``, ``job_seconds``, ``memory_bytes``, ``retry_s``,
+    ``profile_once`` and ``jobs``. The answer holds ``foretell``, ``runtime`` and ``cpu``, what measured, and ``runs``;
+    ``refused`` if it did not begin, ``device`` (``lost`` or ``unusable``) with ``error`` if it could not end.
     """
     message = json.loads(request)
     answer: dict[str, Any] = {"foretell": VERSION}
@@ -48,6 +48,7 @@ def label(request: bytes) -> bytes:
     settings = Settings(
         RunOptions(**message["options"]), job_seconds=message["job_seconds"], memory_bytes=message["memory_bytes"],
         cpus=((),) if estimate or remote else default_cpus(target.threads)[:1], retry_s=tuple(message["retry_s"]),
+        profile_once=message["profile_once"],
     )  # fmt: skip
     try:
         run_campaign(notebook, "", target, settings)

@@ -20,8 +20,8 @@ from typing import Any
 
 from foretell import backends
 from foretell.backends.contract import RunOptions
-from foretell.bench import protocol
-from foretell.bench.campaign import Progress, Settings, run_campaign, worker_cpus
+from foretell.bench import farm, protocol
+from foretell.bench.campaign import Progress, Settings, worker_cpus
 from foretell.errors import FormatError, StoreError, UsageError
 from foretell.formats.onnx_write import write_onnx
 from foretell.formats.tflite_write import write_tflite
@@ -158,7 +158,7 @@ def campaign_of(target: str) -> str:
 
 def build(
     path: Path, *, count: int, targets: Sequence[str], tell: Tell, seed: int = 0, workers: int = 0,
-    seconds: float | None = None,
+    seconds: float | None = None, scheduler: str | None = None,
 ) -> dict[str, dict[str, int]]:  # fmt: skip
     """Draw ``count`` networks and label them on ``targets``; returns the number of jobs by state of each target.
 
@@ -166,11 +166,13 @@ def build(
         path: the store.
         workers: processes that label at once, each on a core of its own; 0: every core for estimates, half to measure.
         seconds: stop after about so many; None goes on to the end. The same call goes on from there.
+        scheduler: address of a Dask scheduler whose workers label; ``workers`` are this machine's.
 
     Raises:
         UsageError: another seed than the store's.
         TargetError: an unknown target.
         MissingExtraError: a target's tool is not installed.
+        ConnectionLost, DeviceError: as :func:`foretell.bench.farm.run_farm`.
     """
     chosen = []
     for name in targets:
@@ -202,7 +204,7 @@ def build(
                 settings = _limited(settings, left)
             _enqueue(store, target, rows)
             if {"pending", "leased"} & set(store.counts(campaign_of(target.name))):
-                run_campaign(store, campaign_of(target.name), target, settings, report)
+                farm.run_farm(store, campaign_of(target.name), target, settings, report, scheduler=scheduler)
     return {target.name: store.counts(campaign_of(target.name)) for target, _ in chosen}
 
 

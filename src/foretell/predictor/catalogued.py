@@ -35,6 +35,7 @@ METHODS = ("default",)
 _FAMILIAR = 0.95  # coverage below which a prediction carries a warning
 _STRANGER = 4.0  # times as wide is the interval of a network of which the measured ones told nothing
 _UNLIKE = math.log(2.0)  # to what factor a network is trusted, on top, of which the measured ones told nothing
+_VAGUE = 20.0  # between the ends of an interval, from which a prediction says so in words
 _MOST_TARGETS = 2000
 
 
@@ -142,16 +143,20 @@ class CataloguePredictor:
                     for v, w in zip(value.tolist(), wide.tolist(), strict=True)
                 ]
             latency, energy, memory = (told.get(m, nothing) for m in METRICS)
+            spans = [max(each[i].high / max(each[i].low, 1e-300) for each in told.values()) for i in range(len(graphs))]
             return [
                 Prediction(
                     g.name, self.target.name, latency[i], energy[i], memory[i], float(coverage[i]), g.total_macs,
-                    g.parameters, (), tuple(self._warnings(g, float(coverage[i]))),
+                    g.parameters, (), tuple(self._warnings(g, float(coverage[i]), spans[i])),
                 )
                 for i, g in enumerate(graphs)
             ]  # fmt: skip
 
-    def _warnings(self, graph: Graph, coverage: float) -> list[str]:
+    def _warnings(self, graph: Graph, coverage: float, span: float) -> list[str]:
         out = list(graph.warnings)
+        if span > _VAGUE:
+            factor = min(span, 1e6)
+            out.append(f"the interval spans a factor of {factor:.0f}: what was measured there tells hardly anything of this")
         if coverage < _FAMILIAR:
             out.append(f"{(1 - coverage) * 100:.0f} % of the work is unlike what was measured there")
         batch = self.card.get("batch")
