@@ -75,6 +75,7 @@ class Settings:
 
     ``retry_s`` are the seconds to wait before each further try to reach a remote device that went away. With
     ``profile_once`` only a job's first process profiles: its kernels and its memory are less sure, and it takes half the time.
+    ``rule`` is the protocol by which processes are judged.
     """
 
     options: RunOptions = RunOptions()
@@ -84,6 +85,7 @@ class Settings:
     cpus: tuple[tuple[int, ...], ...] = ()  # one tuple a worker; empty: one worker a group of target.threads cores
     retry_s: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0)
     profile_once: bool = False
+    rule: str = protocol.PROTOCOL
 
 
 def worker_cpus(target: Target) -> tuple[tuple[int, ...], ...]:
@@ -203,11 +205,11 @@ class _State:
 
     def _block(self, jobs: Sequence[Job], cpus: tuple[int, ...]) -> None:
         open_ = {j.graph: j for j in jobs}
-        runs = {j.graph: self.store.runs(j.graph, self.target.name, protocol.PROTOCOL) for j in jobs}
+        runs = {j.graph: self.store.runs(j.graph, self.target.name, self.settings.rule) for j in jobs}
         for j in jobs:
             if j.attempts >= _MAX_ATTEMPTS and not runs[j.graph]:
                 # It took the whole campaign down with it, time and again: no more.
-                self.store.add_run(j.graph, self.target.name, protocol.PROTOCOL, 0, None, "killed the campaign", 0.0)
+                self.store.add_run(j.graph, self.target.name, self.settings.rule, 0, None, "killed the campaign", 0.0)
                 runs[j.graph] = {0: (None, "killed the campaign", 0.0)}
         rounds = max(j.processes for j in jobs) + (0 if self.estimate else protocol.EXTRA_PROCESSES)
         for process in range(rounds):
@@ -220,7 +222,7 @@ class _State:
             return
         for j in jobs:
             ordered = [runs[j.graph][p] for p in sorted(runs[j.graph])]
-            measurement = protocol.judge(j.graph, j.name, self.target, ordered, estimate=self.estimate)
+            measurement = protocol.judge(j.graph, j.name, self.target, ordered, estimate=self.estimate, rule=self.settings.rule)
             self.store.finish(self.campaign, measurement)
             self._tally.finished(j.name, measurement.verdict == "failed")
 
@@ -230,7 +232,7 @@ class _State:
         if process < job.processes:
             return True
         figures = [protocol.process_latency_s(r) for r, _, _ in runs.values() if r is not None]
-        return protocol.spread(figures) > protocol.MAX_SPREAD
+        return not protocol.agree(figures, self.settings.rule)
 
     def _pass(
         self,
@@ -287,7 +289,7 @@ class _State:
                 if self.stop.is_set():
                     return
                 seconds = time.monotonic() - start
-                self.store.add_run(job.graph, self.target.name, protocol.PROTOCOL, process, run, error, seconds)
+                self.store.add_run(job.graph, self.target.name, self.settings.rule, process, run, error, seconds)
                 runs[job.graph][process] = (run, error, seconds)
                 todo.pop(0)
                 losses = 0

@@ -285,7 +285,7 @@ class _Farm:
                 blocks.append(_Block([]))
                 size = len(j.model)
             blocks[-1].jobs.append(j)
-            known = self.store.runs(j.graph, self.target.name, protocol.PROTOCOL)
+            known = self.store.runs(j.graph, self.target.name, self.settings.rule)
             if known:
                 blocks[-1].known[j.graph] = known
         self._open += blocks[1:]
@@ -309,7 +309,7 @@ class _Farm:
             {
                 "foretell": VERSION, "target": asdict(self.target), "options": asdict(s.options),
                 "job_seconds": s.job_seconds, "memory_bytes": s.memory_bytes, "retry_s": list(s.retry_s),
-                "profile_once": s.profile_once,
+                "profile_once": s.profile_once, "rule": s.rule,
                 "jobs": jobs_to_dict(block.jobs, block.known),
             }
         ).encode()  # fmt: skip
@@ -361,13 +361,13 @@ class _Farm:
 
     def _keep(self, job: Job, runs: Mapping[int, Outcome]) -> None:
         for process, (run, error, seconds) in sorted(runs.items()):
-            self.store.add_run(job.graph, self.target.name, protocol.PROTOCOL, process, run, error, seconds)
+            self.store.add_run(job.graph, self.target.name, self.settings.rule, process, run, error, seconds)
 
     def _finish(self, job: Job, runs: Mapping[int, Outcome], known: Mapping[int, Outcome]) -> None:
         self._keep(job, runs)
         every = {**runs, **known}  # a process that the store has stays as it is
         ordered = [every[p] for p in sorted(every)]
-        measurement = protocol.judge(job.graph, job.name, self.target, ordered, estimate=self.estimate)
+        measurement = protocol.judge(job.graph, job.name, self.target, ordered, estimate=self.estimate, rule=self.settings.rule)
         self.store.finish(self.campaign, measurement)
         self._tally.finished(job.name, measurement.verdict == "failed")
 

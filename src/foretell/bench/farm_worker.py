@@ -28,7 +28,7 @@ def label(request: bytes) -> bytes:
     """Measure a block of jobs.
 
     The request holds ``foretell`` (the version), ``target``, ``options``, ``job_seconds``, ``memory_bytes``, ``retry_s``,
-    ``profile_once`` and ``jobs``. The answer holds ``foretell``, ``runtime`` and ``cpu``, what measured, and ``runs``;
+    ``profile_once``, ``rule`` and ``jobs``. The answer holds ``foretell``, ``runtime`` and ``cpu``, what measured, and ``runs``;
     ``refused`` if it did not begin, ``device`` (``lost`` or ``unusable``) with ``error`` if it could not end.
     """
     message = json.loads(request)
@@ -48,7 +48,7 @@ def label(request: bytes) -> bytes:
     settings = Settings(
         RunOptions(**message["options"]), job_seconds=message["job_seconds"], memory_bytes=message["memory_bytes"],
         cpus=((),) if estimate or remote else default_cpus(target.threads)[:1], retry_s=tuple(message["retry_s"]),
-        profile_once=message["profile_once"],
+        profile_once=message["profile_once"], rule=message["rule"],
     )  # fmt: skip
     try:
         run_campaign(notebook, "", target, settings)

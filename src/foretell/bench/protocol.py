@@ -7,6 +7,10 @@ The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
 Each process also times a small reference network. A shared machine may run a tenth slower for minutes at a stretch;
 :func:`correct_drift` divides by the reference's running median, which leaves short noise alone.
 
+A machine that others share may be a third slower for half of all seconds, whatever one does; then the median of few
+processes is a coin toss. :data:`LOWEST` asks less of each process and counts on the quiet ones alone: a figure is the mean
+of the two lowest processes, once they agree. Slow spells only add, and most networks meet two quiet moments in five.
+
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
 crashed, hung or refused.
@@ -21,10 +25,14 @@ import numpy as np
 
 from foretell.records import ExecutedKernel, Measurement, Run, Target
 
-PROTOCOL = "p10-median/1"  # a new rule gets a new number; rows of different protocols never mix
+# A new rule gets a new number; rows of different protocols never mix.
+PROTOCOL = "p10-median/1"
+LOWEST = "p10-lowest/1"
 PROCESSES = 3
 EXTRA_PROCESSES = 2
 MAX_SPREAD = 0.10
+_MOST_APART = {PROTOCOL: MAX_SPREAD, LOWEST: 0.05}  # between the processes that decide
+_DRIFT_QUANTILE = {PROTOCOL: 0.5, LOWEST: 0.1}  # of the reference figures around a time
 DRIFT_WINDOW_S = 180.0
 DRIFT_NEAREST = 7  # at least so many reference runs decide
 MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
@@ -46,6 +54,23 @@ def spread(latencies: Sequence[float]) -> float:
     return (values[-1] - values[0]) / values[0] if len(values) > 1 else 0.0
 
 
+def figure_of(latencies: Sequence[float], rule: str = PROTOCOL) -> float:
+    """The figure that processes amount to under a protocol, in seconds."""
+    if rule == LOWEST:
+        return float(np.mean(sorted(latencies)[:2]))
+    return float(np.median(latencies))
+
+
+def agree(latencies: Sequence[float], rule: str = PROTOCOL) -> bool:
+    """Whether the processes that decide are near enough to each other."""
+    return apart(latencies, rule) <= _MOST_APART[rule]
+
+
+def apart(latencies: Sequence[float], rule: str = PROTOCOL) -> float:
+    """Relative distance between the processes that decide."""
+    return spread(sorted(latencies)[:2] if rule == LOWEST else latencies)
+
+
 def judge(
     graph: str,
     name: str,
@@ -55,6 +80,7 @@ def judge(
     family: str = "",
     source: str = "",
     estimate: bool = False,
+    rule: str = PROTOCOL,
 ) -> Measurement:
     """The measurement that the runs of several processes amount to."""
     good = [r for r, _, _ in runs if r is not None and (r.samples_s or r.peak_memory_bytes)]
@@ -62,16 +88,17 @@ def judge(
     errors = [e for _, e, _ in runs if e]
     if errors or not good:
         return Measurement(
-            graph, name, family, source, target, PROTOCOL, "failed", None, device_seconds=seconds,
+            graph, name, family, source, target, rule, "failed", None, device_seconds=seconds,
             error=(errors or ["no run"])[0], estimate=estimate,
         )  # fmt: skip
     latencies = tuple(process_latency_s(r) for r in good if r.samples_s)
-    apart = spread(latencies)
+    gap = apart(latencies, rule)
+    deciding = sorted(good, key=process_latency_s)[:2] if rule == LOWEST else good
     denormal = max((float(r.environment.get("denormal_share", 0.0)) for r in good), default=0.0)
     problem = ""
-    if apart > MAX_SPREAD:
-        problem = f"processes differ by {apart * 100:.0f} %"
-    elif min(float(r.environment.get("cpu_share", 1.0)) for r in good) < MIN_CPU_SHARE:
+    if not agree(latencies, rule):
+        problem = f"processes differ by {gap * 100:.0f} %"
+    elif min(float(r.environment.get("cpu_share", 1.0)) for r in deciding) < MIN_CPU_SHARE:
         problem = "another process took part of the processor"
     elif denormal > 0.01:
         problem = f"{denormal * 100:.0f} % of the outputs are denormal"
@@ -84,15 +111,15 @@ def judge(
         family=family,
         source=source,
         target=target,
-        protocol=PROTOCOL,
+        protocol=rule,
         verdict="unstable" if problem else "ok",
-        latency_s=float(np.median(latencies)) if latencies else None,
+        latency_s=figure_of(latencies, rule) if latencies else None,
         process_latency_s=latencies,
         process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
         process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
         peak_memory_bytes=max(peaks) if peaks else None,
         energy_j=float(np.median(energies)) if energies else None,
-        noise=apart / 2 if latencies else None,
+        noise=gap / 2 if latencies else None,
         kernels=_merge([r.kernels for r in good if r.kernels]),
         eliminated=profiled.eliminated if profiled else (),
         device_seconds=seconds,
@@ -115,8 +142,9 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
 def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
     """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
 
-    The drift at a time is the median of the reference figures around it over the median of all of them. Rows without
-    a reference stay as they are. Correct all rows that are compared in one call.
+    The drift at a time is the median of the reference figures around it over the median of all of them (under
+    :data:`LOWEST` the 10th percentile). Rows without a reference stay as they are. Correct all rows that are compared in
+    one call.
     """
     points = sorted(
         {(t, r) for m in measurements for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
@@ -125,27 +153,27 @@ def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
         return list(measurements)
     times = np.array([t for t, _ in points])
     reference = np.array([r for _, r in points])
-    usual = float(np.median(reference))
+    usual = {q: float(np.quantile(reference, q)) for q in _DRIFT_QUANTILE.values()}
 
-    def drift(t: float) -> float:
+    def drift(t: float, q: float) -> float:
         away = np.abs(times - t)
         near = np.flatnonzero(away <= DRIFT_WINDOW_S)
         if near.size < DRIFT_NEAREST:
             near = np.argsort(away)[:DRIFT_NEAREST]
-        return float(np.median(reference[near])) / usual
+        return float(np.quantile(reference[near], q)) / usual[q]
 
     out = []
     for m in measurements:
         if m.latency_s is None or not any(m.process_reference_s):
             out.append(m)
             continue
-        factors = np.array([drift(t) for t in m.process_started])
+        factors = np.array([drift(t, _DRIFT_QUANTILE.get(m.protocol, 0.5)) for t in m.process_started])
         latencies = np.array(m.process_latency_s) / factors
         factor = float(np.median(factors))
         out.append(
             replace(
                 m,
-                latency_s=float(np.median(latencies)),
+                latency_s=figure_of(latencies.tolist(), m.protocol),
                 process_latency_s=tuple(float(v) for v in latencies),
                 kernels=tuple(replace(k, latency_s=k.latency_s / factor) for k in m.kernels),
             )
@@ -168,7 +196,7 @@ def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
             out.append(good[0] if good else group[0])
             continue
         latencies = tuple(v for m in good for v in m.process_latency_s)
-        first, figure = good[0], float(np.median(latencies))
+        first, figure = good[0], figure_of(latencies, good[0].protocol)
         factor = figure / (first.latency_s or figure)
         out.append(
             replace(
@@ -177,7 +205,7 @@ def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
                 process_latency_s=latencies,
                 process_started=tuple(t for m in good for t in m.process_started),
                 process_reference_s=tuple(r for m in good for r in m.process_reference_s),
-                noise=spread(latencies) / 2,
+                noise=apart(latencies, first.protocol) / 2,
                 peak_memory_bytes=max(m.peak_memory_bytes or 0 for m in good) or None,
                 kernels=tuple(replace(k, latency_s=k.latency_s * factor) for k in first.kernels),
                 device_seconds=sum(m.device_seconds for m in good),

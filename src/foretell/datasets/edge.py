@@ -216,7 +216,8 @@ def _settings(backend: Any, target: Target, workers: int) -> Settings:
             raise UsageError(f"{workers} workers on {len(cores)} cores", try_=f"--workers {len(cores)}")
         cpus = tuple((c,) for c in cores[:workers])
     seconds = 1200.0 if backend.estimate else 120.0
-    return Settings(RunOptions(seconds=_RUN_S), job_seconds=seconds, cpus=cpus, profile_once=True)
+    rule = protocol.PROTOCOL if backend.estimate else protocol.LOWEST
+    return Settings(RunOptions(seconds=_RUN_S), job_seconds=seconds, cpus=cpus, profile_once=True, rule=rule)
 
 
 def _limited(settings: Settings, seconds: float) -> Settings:
