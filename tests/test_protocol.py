@@ -45,6 +45,36 @@ def test_verdicts():
     assert failed.error == "it broke"
 
 
+def test_the_two_quietest_processes_decide_where_a_machine_is_shared():
+    def lowest(*figures: float, **environment):
+        runs = [(Run((f,) * 5, environment=environment), "", 1.0) for f in figures]
+        return protocol.judge("g", "n", TARGET, runs, rule=protocol.LOWEST)
+
+    m = lowest(1.5, 1.02, 1.48, 1.0, 1.6)  # three of five met a neighbour
+    assert (m.verdict, m.protocol) == ("ok", "p10-lowest/1")
+    assert m.latency_s == pytest.approx(1.01)
+    assert m.noise == pytest.approx(0.01)
+    assert judged(1.5, 1.02, 1.48, 1.0, 1.6).verdict == "unstable"
+    assert lowest(1.5, 1.0, 1.48).verdict == "unstable"
+    assert not protocol.agree([1.5, 1.0, 1.48], protocol.LOWEST)
+    assert protocol.agree([1.5, 1.0, 1.48, 1.03], protocol.LOWEST)
+
+
+def test_slow_spells_are_no_drift_where_the_quietest_decide():
+    """Half of all reference runs are slow; later the whole machine is a tenth slower."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(200):
+        t, slow = i * 30.0, 1.1 if i >= 100 else 1.0
+        spells = np.where(rng.random(5) < 0.5, 1.4, 1.0) * slow
+        times = [t + k for k in range(5)]
+        figure = protocol.figure_of(spells, protocol.LOWEST)
+        rows.append(replace(row(spells, times, 5e-3 * spells), protocol=protocol.LOWEST, latency_s=figure))
+    figures = np.array([m.latency_s for m in protocol.correct_drift(rows)])
+    quiet = [np.median(figures[:100]), np.median(figures[100:])]
+    assert quiet[1] / quiet[0] == pytest.approx(1.0, abs=0.02)
+
+
 def test_kernel_times_are_medians_over_processes():
     runs = [(Run((1.0,) * 3, (ExecutedKernel("Conv", (0,), "y", "", t),)), "", 1.0) for t in (1e-3, 2e-3, 9e-3)]
     assert protocol.judge("g", "n", TARGET, runs).kernels[0].latency_s == pytest.approx(2e-3)

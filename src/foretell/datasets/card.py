@@ -21,8 +21,9 @@ _METHOD = (
     "evenly over MACs and depth within each space. A network is a spec, from which the graph, the ONNX file and the "
     "int8 TFLite file are rebuilt bit for bit; weights are random, of a fixed seed. Rows of Vela and ZigZag are "
     "estimates of those tools, not silicon: one run, deterministic. Rows of runtimes are measured by the protocol "
-    "named in the card: the median over processes of each one's 10th percentile, corrected for the machine's drift. A "
-    "network that a tool refuses is a failed row."
+    "named in the card, corrected for the machine's drift: p10-median takes the median over processes of each one's 10th "
+    "percentile, p10-lowest the mean of the two lowest, since a shared machine has slow spells. A network that a tool refuses "
+    "is a failed row."
 )
 _LICENCE = "Apache-2.0"
 

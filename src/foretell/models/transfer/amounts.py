@@ -21,7 +21,7 @@ from foretell.models.features import COLUMN, main_columns
 
 Array = np.ndarray[Any, Any]
 
-_MACS_S, _LANES_S, _BYTES_S, _NODE_S, _WORK_S = 20e9, 4e9, 10e9, 5e-6, 10e9
+MACS_S, LANES_S, _BYTES_S, _NODE_S, _WORK_S = 20e9, 4e9, 10e9, 5e-6, 10e9
 _PRODUCTS = ("pointwise", "dense", "depthwise", "grouped", "matrix", "vector", "activations", "other")
 _REST = ("elementwise", "cheap", "dear", "norm", "softmax", "reduce", "pool", "movement", "resize", "unknown")
 AMOUNTS: tuple[str, ...] = (
@@ -92,19 +92,19 @@ def _product(kind: NodeKind, out: Array) -> None:
         known = np.zeros(len(AMOUNTS))
         row, share = main_columns(kind)
         macs, product = kind.macs * share, class_of(kind, row)
-        rate = _LANES_S if product == "depthwise" else _MACS_S
+        rate = LANES_S if product == "depthwise" else MACS_S
         # Products with integer weights in a float network have a rate of their own; nothing else tells them apart.
         narrow = any(t is not None and t.const and t.dtype in ("i8", "u8") for t in kind.view.ins)
         known[_AT["macs_narrow" if narrow else f"macs_{product}"]] += macs / rate
         known[_AT[f"bytes_{product}"]] += (kind.read_bytes + kind.write_bytes + kind.weight_bytes) / _BYTES_S
         n16, k16 = (max(row[COLUMN[c]], 0.05) for c in ("align_n16", "align_k16"))
         if product == "grouped":
-            known[_AT["padded_grouped"]] += macs * (1 / n16 - 1) / _MACS_S
+            known[_AT["padded_grouped"]] += macs * (1 / n16 - 1) / MACS_S
         elif product == "depthwise":
-            known[_AT["padded_lanes"]] += macs * (1 / n16 - 1) / _LANES_S
+            known[_AT["padded_lanes"]] += macs * (1 / n16 - 1) / LANES_S
         elif product != "other":
-            known[_AT["padded_n"]] += macs * (1 / n16 - 1) / _MACS_S
-            known[_AT["padded_k"]] += macs * (1 / k16 - 1) / _MACS_S
+            known[_AT["padded_n"]] += macs * (1 / n16 - 1) / MACS_S
+            known[_AT["padded_k"]] += macs * (1 / k16 - 1) / MACS_S
         if kind.op.category == "conv" and not narrow and product in ("dense", "depthwise", "pointwise"):
             if row[COLUMN["stride"]] > 1:
                 known[_AT["macs_strided"]] += macs / rate

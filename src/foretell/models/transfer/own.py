@@ -6,8 +6,9 @@
 - The **correction** is the Gaussian model of :mod:`foretell.models.transfer.gaussian` over the shares of amounts, stages and
   kinds of nodes in the reference: a cost table, where networks share their nodes.
 
-How far typical rates pull, and whether the correction is heard, is chosen by cross-validation over families of the
-measured networks. Both parts together are linear in the network, so that a target is one row of numbers.
+How far typical rates pull, whether amounts are rather taken together, and whether the correction is heard, is chosen by
+cross-validation over families of the measured networks. Both parts together are linear in the network, so that a target is
+one row of numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import FitError, UsageError
-from foretell.models.transfer.amounts import AMOUNTS
+from foretell.models.transfer.amounts import AMOUNTS, LANES_S, MACS_S
 from foretell.models.transfer.gaussian import fit as gaussian_fit
 
 Array = np.ndarray[Any, Any]
@@ -29,6 +30,16 @@ AMOUNTS_GROUP = "amounts"
 GROUPS = (AMOUNTS_GROUP, "stages", "kinds")
 ONE = AMOUNTS.index("one")  # the amount that is the same for every network
 PULLS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-2, 0.3)
+_MACS = [n.startswith("macs_") and n not in ("macs_strided", "macs_large_kernel") for n in AMOUNTS]  # those are told twice
+_BYTES = [n.startswith("bytes_") or n in ("fused_bytes", "weight_bytes") for n in AMOUNTS]
+# Amounts taken together, each group at one rate: what few figures can tell, and no worse than counting operations. In nominal
+# seconds an operation of a depthwise convolution is dearer than others; "operations" counts all alike.
+COARSE: Mapping[str, Array] = {
+    "operations": np.array([[m * LANES_S / MACS_S if n == "macs_depthwise" else m] for n, m in zip(AMOUNTS, _MACS, strict=True)]),
+    "macs": np.array([[m] for m in _MACS], float),
+    "macs, bytes": np.array([[m, b, n == "one"] for n, m, b in zip(AMOUNTS, _MACS, _BYTES, strict=True)], float),
+}
+_FEW, _PLAIN = 6, ("operations", "macs", 0.3)  # figures below which one rate, or typical rates at one scale, is all that is tried
 _FLOOR = 0.05  # relative error from which a network weighs less: the spread of good measurements and then some
 _ROUNDS = 6
 _SEEN = 0.003  # share of nominal time from which a network tells of an amount
@@ -98,13 +109,14 @@ def typical(amounts: Array, figures: Array, prior: Array | None = None) -> Array
 
 
 def fit_own(
-    table: Table, values: Array, prior: Array, families: Sequence[str], *, pulls: Sequence[float] = PULLS
+    table: Table, values: Array, prior: Array, families: Sequence[str], *, ways: Sequence[float | str] = (*PULLS, *COARSE)
 ) -> tuple[Own, Array]:
     """Learn a target from ``values`` (n,) of the networks in ``table`` (n rows), whose ``families`` tell which of them are
     alike. The correction is tried where they are of few families, a search space; across families it does not carry over.
 
     Args:
         prior: (amounts,) typical rates, up to a factor.
+        ways: to a reference: how far typical rates pull, or which amounts are taken together.
 
     Returns:
         The target, and the log ratio of prediction to figure of each network told by the other folds, (n,).
@@ -115,16 +127,18 @@ def fit_own(
     values = np.asarray(values, float)
     if len(values) < 3 or not np.isfinite(values).all() or (values <= 0).any():
         raise UsageError("at least three positive figures are needed", where="measurements")
+    if len(values) < _FEW:
+        ways = [w for w in ways if w in _PLAIN]
     parts = _folds(families)
     splits = [(np.flatnonzero(parts != k), np.flatnonzero(parts == k)) for k in range(int(parts.max()) + 1)]
-    out = np.zeros((len(pulls), len(values)))
+    out = np.zeros((len(ways), len(values)))
     for head, rest in splits:
         there, here = _part(table, head), _part(table, rest)
-        for p, pull in enumerate(pulls):
-            out[p, rest] = _off(_reference(there, values[head], prior, (pull,)).predict(here), values[rest])
+        for k, way in enumerate(ways):
+            out[k, rest] = _off(_reference(there, values[head], prior, (way,)).predict(here), values[rest])
     losses = _loss(out)
     good = np.flatnonzero(losses <= _NEAR * losses.min())
-    chosen = tuple(pulls[k] for k in good.tolist())
+    chosen = tuple(ways[k] for k in good.tolist())
     own, held_out = _reference(table, values, prior, chosen), out[good].mean(axis=0)
     if len(set(families)) >= _FOLDS or len(values) < _LEAST_CORRECTED:
         return own, held_out
@@ -165,17 +179,30 @@ def _part(table: Table, rows: Array) -> dict[str, Array]:
     return {g: np.asarray(table[g], float)[rows] for g in GROUPS}
 
 
-def _reference(table: Table, values: Array, prior: Array, pulls: Sequence[float]) -> Own:
-    """Rates, the mean over ``pulls``."""
+def _reference(table: Table, values: Array, prior: Array, ways: Sequence[float | str]) -> Own:
+    """Rates, the mean over ``ways``."""
     amounts = np.asarray(table[AMOUNTS_GROUP], float)
-    each = [_rates(amounts, values, prior, p) for p in pulls]
-    return Own(np.mean([r for r, _ in each], axis=0), None, each[0][1])
+    each = [_coarse(amounts, values, COARSE[w]) if isinstance(w, str) else _rates(amounts, values, prior, w)[0] for w in ways]
+    return Own(np.mean(each, axis=0), None, _told(amounts))
+
+
+def _told(amounts: Array) -> Array:
+    """Which rates networks of such amounts tell of, (amounts,)."""
+    share = amounts / np.maximum(amounts.sum(axis=1, keepdims=True), 1e-300)
+    out: Array = (share > _SEEN).sum(axis=0) >= min(_LEAST_SEEN, len(amounts))
+    return out
+
+
+def _coarse(amounts: Array, values: Array, groups: Array) -> Array:
+    """Rates that are the same within each of ``groups``, (amounts, groups), and nought outside."""
+    together = amounts @ groups
+    out: Array = groups @ _rates(together, values, np.ones(groups.shape[1]), 1e-8)[0]
+    return out
 
 
 def _rates(amounts: Array, values: Array, prior: Array, pull: float) -> tuple[Array, Array]:
     """(rates, which of them the networks told): robust least squares of ``amounts @ rates / values - 1``."""
-    share = amounts / np.maximum(amounts.sum(axis=1, keepdims=True), 1e-300)
-    known = (share > _SEEN).sum(axis=0) >= min(_LEAST_SEEN, len(values))
+    known = _told(amounts)
     level = prior * float(np.median(values / np.maximum(amounts @ prior, 1e-300)))
     rates = np.where(known, 0.0, level)
     left = values - amounts @ rates  # what is hardly there keeps the typical rate
