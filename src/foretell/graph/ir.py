@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,11 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType({
 FLOATS = frozenset(("f32", "f16", "bf16", "f64", "f8", "f4"))
 Shape = tuple[int, ...]
 _BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))  # the third input is a bias
+
+
+@lru_cache(maxsize=65536)
+def _nbytes(dtype: str, shape: Shape) -> int:
+    return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
 
 
 class Quantization(NamedTuple):
@@ -58,7 +63,7 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size in bytes; sub-byte types are packed."""
-        return (self.elements * DTYPE_BITS[self.dtype] + 7) // 8
+        return _nbytes(self.dtype, self.shape)
 
 
 class Node(NamedTuple):
@@ -104,10 +109,11 @@ class Graph:
     @cached_property
     def constant_nodes(self) -> frozenset[int]:
         """Nodes that depend on constants only: a runtime folds them when it loads the model."""
-        known = {t for t, tensor in self.tensors.items() if tensor.const}
+        known = {t for t, tensor in self.tensors.items() if tensor[3]}
+        known.add("")
         found = []
         for i, node in enumerate(self.nodes):
-            if node.op_type.startswith("Random") or not all(not t or t in known for t in node.inputs):
+            if not known.issuperset(node[2]) or node.op_type.startswith("Random"):
                 continue
             found.append(i)
             known.update(node.outputs)
@@ -123,10 +129,8 @@ class Graph:
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the constants that are read."""
-        used: set[str] = set()
-        for node in self.nodes:
-            used.update(node.inputs)
-        return sum([t.nbytes for name, t in self.tensors.items() if t.const and name in used])
+        used = set().union(*[node[2] for node in self.nodes])
+        return sum([_nbytes(t[1], t[2]) for name, t in self.tensors.items() if t[3] and name in used])
 
     @cached_property
     def total_macs(self) -> int:
@@ -141,19 +145,17 @@ class Graph:
         For every node its inputs and outputs by number, -1 for an absent one and -2 for a constant, then -3; at the
         end the graph's outputs.
         """
-        number = {name: -2 for name, t in self.tensors.items() if t.const}
-        number[""] = -1
-        out: list[int] = []
-        add, of = out.append, number.setdefault
+        number: dict[Any, int] = dict.fromkeys([name for name, t in self.tensors.items() if t[3]], -2)
+        number |= {"": -1, -3: -3, -4: -4}
+        names: list[Any] = []
         for node in self.nodes:
-            for t in node.inputs:
-                add(of(t, len(number)))
-            add(-4)
-            for t in node.outputs:
-                add(of(t, len(number)))
-            add(-3)
-        out.extend(number.setdefault(t, len(number)) for t in self.outputs)  # an input may be an output
-        return tuple(out)
+            names += node[2]
+            names.append(-4)
+            names += node[3]
+            names.append(-3)
+        names += self.outputs  # an input may be an output
+        of = number.setdefault
+        return tuple([of(t, len(number)) for t in names])
 
     @cached_property
     def parameters(self) -> int:

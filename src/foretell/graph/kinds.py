@@ -16,7 +16,7 @@ from foretell.graph.ops import op_type
 from foretell.graph.shapes import View
 
 if TYPE_CHECKING:
-    from foretell.graph.ir import Graph, Tensor
+    from foretell.graph.ir import Graph
 
 MOST_KINDS = 200_000  # kept; beyond that the table starts anew, and graphs already read keep their objects
 
@@ -43,54 +43,40 @@ class NodeKind:
 
 
 _kinds: dict[Any, NodeKind] = {}
+_words: dict[Any, int] = {}  # descriptions of tensors by number: short keys of nodes are hashed faster
 
 
 def kinds_of(graph: Graph) -> tuple[NodeKind, ...]:
     """The kind of each node of ``graph``. ``graph.kinds`` keeps the answer."""
-    tensors = graph.tensors
-    used = set(graph.outputs)
-    for node in graph.nodes:
-        used.update(node.inputs)
-    described: dict[str, Any] = {"": None}
+    if len(_kinds) >= MOST_KINDS or len(_words) >= MOST_KINDS:
+        _kinds.clear()
+        _words.clear()
+    tensors, nodes = graph.tensors, graph.nodes
+    word = {"": -1}
+    for name, tensor in tensors.items():
+        value = tensor[4]
+        # What counts: type, shape, constness, and the elements of small integer constants.
+        told: Any = tensor[1:4] if value is None or value.dtype.kind not in "iub" else (*tensor[1:4], value.tobytes())
+        word[name] = _words.setdefault(told, len(_words))
+    used = set(graph.outputs).union(*[node[2] for node in nodes])
+    of, read = word.__getitem__, used.__contains__
     found = []
-    for node in graph.nodes:
-        parts: list[Any] = [node.op_type]
-        for name in node.inputs:
-            known = described.get(name)
-            if known is None and name:
-                known = described[name] = _describe(tensors[name])
-            parts.append(known)
-        if len(node.inputs) > 1 and len(set(node.inputs)) < len(node.inputs):
-            parts.append(tuple(node.inputs.index(t) for t in node.inputs))  # x * x reads x once
-        for name in node.outputs:
-            parts.append(None)
-            if name:
-                known = described[name] = described.get(name) or _describe(tensors[name])
-                parts.append(known)
-                parts.append(name in used)
-        attrs = node.attrs
+    for node in nodes:
+        _, kind_of_op, inputs, outputs, attrs = node
+        key: Any = (kind_of_op, *map(of, inputs), None, *map(of, outputs), *map(read, outputs))
+        if len(inputs) > 1 and len(set(inputs)) < len(inputs):
+            key = (*key, tuple(inputs.index(t) for t in inputs))  # x * x reads x once
         if attrs:
-            parts.append(tuple(attrs.items()))
-        key = tuple(parts)
+            key = (*key, tuple(attrs.items()))
         try:
             kind = _kinds.get(key)
         except TypeError:  # an attribute that is an array
-            key = (*parts[:-1], _frozen(attrs))
+            key = (*key[:-1], _frozen(attrs))
             kind = _kinds.get(key)
         if kind is None:
-            if len(_kinds) >= MOST_KINDS:
-                _kinds.clear()
             kind = _kinds[key] = NodeKind(View(node, tensors))
         found.append(kind)
     return tuple(found)
-
-
-def _describe(tensor: Tensor) -> Any:
-    """What counts of a tensor: type, shape, constness, and the elements of small integer constants."""
-    value = tensor.value
-    if value is None or value.dtype.kind not in "iub":
-        return tensor[1:4]
-    return (*tensor[1:4], value.tobytes())
 
 
 def _frozen(attrs: Mapping[str, Any]) -> Any:
