@@ -21,7 +21,11 @@ from foretell.records import Run, Target
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run: see :mod:`foretell.bench.protocol` for the defaults and why."""
+    """How to run: see :mod:`foretell.bench.protocol` for the defaults and why.
+
+    With ``patience_s`` runs are timed in quiet moments, for which at most so many seconds are waited: those in which a probe
+    takes no longer than ``quiet_s``, or a little (0: it is not known yet).
+    """
 
     warmup_runs: int = 3
     min_runs: int = 10
@@ -30,6 +34,8 @@ class RunOptions:
     profile: bool = True
     profile_runs: int = 10
     seed: int = 0
+    quiet_s: float = 0.0
+    patience_s: float = 0.0
 
 
 class Backend(Protocol):

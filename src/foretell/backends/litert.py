@@ -143,7 +143,7 @@ class Backend:
             session.run()
             after = _heap_bytes()
             t = timed(session.run, target.threads, options, processor_meter())
-            environment["cpu_share"] = t.cpu_share
+            environment |= t.about()
             if not options.profile:
                 return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
             # What the compiled model holds once it has run: packed weights, workspace, buffers of in- and outputs. It

@@ -65,7 +65,7 @@ class Backend:
             session = self._session(ort, data, target)
             environment["denormal_share"] = _denormal_share(session.run(None, inputs))
             t = timed(partial(session.run, None, inputs), target.threads, options, processor_meter())
-            environment["cpu_share"] = t.cpu_share
+            environment |= t.about()
             if not options.profile:
                 return Run(t.samples_s, environment=environment, energy_j=t.energy_j)
             profile = self._profile(ort, data, inputs, target, options, graph)

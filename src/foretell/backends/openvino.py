@@ -77,7 +77,7 @@ class Backend:
                 request = compiled.create_infer_request()
                 request.infer(inputs)  # also copies the inputs, which later runs find in place
                 t = timed(request.infer, target.threads, options, processor_meter())
-                environment["cpu_share"] = t.cpu_share
+                environment |= t.about()
                 del compiled, request
                 if not options.profile:
                     return Run(t.samples_s, environment=environment, energy_j=t.energy_j)

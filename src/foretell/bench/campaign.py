@@ -15,6 +15,7 @@ import base64
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -39,6 +40,7 @@ _MAX_ATTEMPTS = 5
 _ESTIMATES = 250  # of one child: a tool starts slowly, does not drift, and may leak
 _MAX_LOSSES = 3  # times that the device may fail while one network runs
 _COUNT_S = 60.0
+_PROBES = 300
 KEPT = "what is measured is kept; the same command goes on from there"
 _REFERENCE = RunOptions(min_runs=15, seconds=0.12, profile=False)
 
@@ -165,6 +167,7 @@ class _State:
         self._children: set[Child] = set()
         self._idle: dict[int, tuple[Child, int]] = {}  # by worker: a tool's child between two blocks, estimates it made
         self._start = time.monotonic()
+        self._probes: deque[float] = deque(maxlen=_PROBES)  # shortest of each process, of late
         self._tally = Tally(store, campaign, report, settings.seconds)
 
     def work(self, cpus: tuple[int, ...], ended: threading.Event) -> None:
@@ -196,6 +199,11 @@ class _State:
     def _over(self) -> bool:
         limit = self.settings.seconds
         return self.stop.is_set() or (limit is not None and time.monotonic() - self._start > limit)
+
+    def _quiet_s(self) -> float:
+        """What a probe takes in a quiet moment, as far as the processes before have met one; 0 if they are too few."""
+        known = sorted(p for p in list(self._probes) if p > 0)
+        return known[len(known) // 10] if len(known) >= 5 else 0.0
 
     def _block_size(self) -> int:
         """Smaller blocks towards the end, so that the workers end together."""
@@ -260,7 +268,7 @@ class _State:
                     made = 0
                     if self.stop.is_set():  # kill() may have run while this child was starting
                         return
-                message = self._message(job.model, job.name, options)
+                message = self._message(job.model, job.name, replace(options, quiet_s=self._quiet_s()))
                 self.store.renew(self.campaign, [j.graph for j in jobs], _LEASE_S, begin=job.graph)
                 start = time.monotonic()
                 run: Run | None = None
@@ -274,6 +282,7 @@ class _State:
                         run = Run.from_dict(answer["run"])
                         extra = {"started": time.time(), "reference_s": reference}
                         run = replace(run, environment={**run.environment, **extra})
+                        self._probes.append(float(run.environment.get("probe_s", 0.0)))
                 except DeviceError as e:
                     # If it is the device's, the reference network of the next child will meet the error, too.
                     self._drop(child)

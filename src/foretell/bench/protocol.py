@@ -7,9 +7,9 @@ The 10th percentile shrugs off interrupts; the minimum does not repeat as well.
 Each process also times a small reference network. A shared machine may run a tenth slower for minutes at a stretch;
 :func:`correct_drift` divides by the reference's running median, which leaves short noise alone.
 
-A machine that others share may be a third slower for half of all seconds, whatever one does; then the median of few
-processes is a coin toss. :data:`LOWEST` asks less of each process and counts on the quiet ones alone: a figure is the mean
-of the two lowest processes, once they agree. Slow spells only add, and most networks meet two quiet moments in five.
+A machine that others share may be a third slower for most of all seconds, whatever one does; then the median of few
+processes is a coin toss. Under :data:`LOWEST` a process waits for quiet moments (:mod:`foretell.backends.timing`), and a figure
+is the mean of the two lowest processes, once they agree: slow spells only add.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
@@ -27,7 +27,7 @@ from foretell.records import ExecutedKernel, Measurement, Run, Target
 
 # A new rule gets a new number; rows of different protocols never mix.
 PROTOCOL = "p10-median/1"
-LOWEST = "p10-lowest/1"
+LOWEST = "p10-quiet/1"
 PROCESSES = 3
 EXTRA_PROCESSES = 2
 MAX_SPREAD = 0.10

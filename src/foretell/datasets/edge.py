@@ -33,6 +33,8 @@ from foretell.store import Store, graph_hash
 NAME = "foretell-edge"
 VERSION = 1
 _RUN_S = 0.1  # of each process: several of them tell more than one that runs for long (bench/protocol)
+_PATIENCE_S = 4.0  # that a process waits for quiet moments on a machine that others use, too
+_PROCESSES = 2  # the figure is that of the two lowest
 _PIECE = 500  # networks that all targets label before the next are drawn
 Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
 
@@ -217,7 +219,8 @@ def _settings(backend: Any, target: Target, workers: int) -> Settings:
         cpus = tuple((c,) for c in cores[:workers])
     seconds = 1200.0 if backend.estimate else 120.0
     rule = protocol.PROTOCOL if backend.estimate else protocol.LOWEST
-    return Settings(RunOptions(seconds=_RUN_S), job_seconds=seconds, cpus=cpus, profile_once=True, rule=rule)
+    options = RunOptions(seconds=_RUN_S, min_runs=5, patience_s=0.0 if backend.estimate else _PATIENCE_S)
+    return Settings(options, job_seconds=seconds, cpus=cpus, profile_once=True, rule=rule)
 
 
 def _limited(settings: Settings, seconds: float) -> Settings:
@@ -228,7 +231,7 @@ def _enqueue(store: Store, target: Target, rows: Sequence[Row]) -> None:
     """Add the rows that the target's campaign lacks."""
     campaign = campaign_of(target.name)
     have = sum(store.counts(campaign).values())
-    processes = 1 if backends.get(target.backend).estimate else protocol.PROCESSES
+    processes = 1 if backends.get(target.backend).estimate else _PROCESSES
     for row in rows[have:]:
         try:
             store.model(row.graph)
