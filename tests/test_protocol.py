@@ -51,7 +51,7 @@ def test_the_two_quietest_processes_decide_where_a_machine_is_shared():
         return protocol.judge("g", "n", TARGET, runs, rule=protocol.LOWEST)
 
     m = lowest(1.5, 1.02, 1.48, 1.0, 1.6)  # three of five met a neighbour
-    assert (m.verdict, m.protocol) == ("ok", "p10-lowest/1")
+    assert (m.verdict, m.protocol) == ("ok", "p10-quiet/1")
     assert m.latency_s == pytest.approx(1.01)
     assert m.noise == pytest.approx(0.01)
     assert judged(1.5, 1.02, 1.48, 1.0, 1.6).verdict == "unstable"

@@ -13,8 +13,8 @@ _SHORTEST_S = 2e-4  # a sample lasts at least this long: shorter runs are timed 
 _METERED_S = 0.5  # counters of energy tick every millisecond or so
 _PROBE_LOOPS = 5000  # of an empty loop, some 0.1 ms: it takes a third longer while another machine uses the core's other thread
 _TOLERANCE = 1.15  # times a quiet probe, up to which a moment counts as quiet
-_NAP_S = 0.02  # between two looks
-_BATCH_S = 0.02  # of runs between two probes
+_NAP_S = 0.01  # between two looks
+_BATCH_S = 0.01  # of runs between two probes
 
 
 class Timing(NamedTuple):

@@ -22,7 +22,7 @@ _METHOD = (
     "int8 TFLite file are rebuilt bit for bit; weights are random, of a fixed seed. Rows of Vela and ZigZag are "
     "estimates of those tools, not silicon: one run, deterministic. Rows of runtimes are measured by the protocol "
     "named in the card, corrected for the machine's drift: p10-median takes the median over processes of each one's 10th "
-    "percentile, p10-lowest the mean of the two lowest, since a shared machine has slow spells. A network that a tool refuses "
+    "percentile, p10-quiet the mean of the two lowest, in moments that a probe calls quiet. A network that a tool refuses "
     "is a failed row."
 )
 _LICENCE = "Apache-2.0"

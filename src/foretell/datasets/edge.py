@@ -32,7 +32,7 @@ from foretell.store import Store, graph_hash
 
 NAME = "foretell-edge"
 VERSION = 1
-_RUN_S = 0.1  # of each process: several of them tell more than one that runs for long (bench/protocol)
+_RUN_S = 0.05  # of each process: several of them tell more than one that runs for long (bench/protocol)
 _PATIENCE_S = 4.0  # that a process waits for quiet moments on a machine that others use, too
 _PROCESSES = 2  # the figure is that of the two lowest
 _PIECE = 500  # networks that all targets label before the next are drawn
@@ -219,7 +219,7 @@ def _settings(backend: Any, target: Target, workers: int) -> Settings:
         cpus = tuple((c,) for c in cores[:workers])
     seconds = 1200.0 if backend.estimate else 120.0
     rule = protocol.PROTOCOL if backend.estimate else protocol.LOWEST
-    options = RunOptions(seconds=_RUN_S, min_runs=5, patience_s=0.0 if backend.estimate else _PATIENCE_S)
+    options = RunOptions(seconds=_RUN_S, min_runs=3, patience_s=0.0 if backend.estimate else _PATIENCE_S)
     return Settings(options, job_seconds=seconds, cpus=cpus, profile_once=True, rule=rule)
 
 
