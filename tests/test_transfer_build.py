@@ -180,10 +180,56 @@ def test_rows_that_contradict_each_other_are_told(tmp_path, phone, monkeypatch):
     assert f"{first[0]} (3.0x)" in out.output
 
 
+def test_a_slip_and_a_metric_too_rare_are_told(tmp_path, phone, monkeypatch):
+    """One figure of twelve in another unit, and two energies: the median hides the one, nothing is learned of the other."""
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    path = table_of(tmp_path, phone)
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    lines[3][1] = f"{float(lines[3][1]) / 1000}"
+    for line in lines[3:]:
+        line[2] = ""
+    path.write_text("\n".join(",".join(line) for line in lines) + "\n")
+    out = CliRunner().invoke(app, ["build", "--target", "my-phone", "--measurements", str(path), "--quiet"])
+    assert out.exit_code == 0, out.output
+    assert f"far from what the others tell, check these rows: {lines[3][0].removesuffix('.onnx')} (x0.00" in out.output
+    assert "energy_j: 2 figures, 3 are needed" in out.output
+    shown = CliRunner().invoke(app, ["show", "my-phone"]).output
+    assert "told by the others" in shown
+    assert lines[3][0].removesuffix(".onnx") in shown
+    listed = CliRunner().invoke(app, ["targets", "--match", "my-phone", "--format", "csv"]).output
+    assert "%" in listed
+
+
+def test_a_unit_that_cannot_be_is_doubted(tmp_path, phone, monkeypatch):
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    path = table_of(tmp_path, phone)
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("\n".join([",".join(lines[0]), *(f"{m},{float(t) * 1e6:.0f},{e}" for m, t, e in lines[1:])]) + "\n")
+    out = CliRunner().invoke(app, ["build", "--target", "my-phone", "--measurements", str(path), "--quiet"])
+    assert "multiply-accumulates a second at the median; check the unit" in out.output
+
+
+def test_a_plan_measures_nothing_and_idle_options_are_refused(tmp_path, phone, monkeypatch):
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(transfer_build, "_OF_SPACE", 3)
+    monkeypatch.setattr(transfer_build, "_GENERATED", 12)
+    out = CliRunner().invoke(app, ["build", "--target", "fake", "--from-catalogue", "--samples", "4", "--dry-run", "--format", "json"])
+    assert out.exit_code == 0, out.output
+    assert len(json.loads(out.output)) == 4
+    assert not (tmp_path / "home").exists()
+    path = str(table_of(tmp_path, phone))
+    for more in (["--dry-run"], ["--until-error", "5"], ["--minutes", "3"], ["--samples", "5"]):
+        out = CliRunner().invoke(app, ["build", "--target", "my-phone", "--measurements", path, *more])
+        assert isinstance(out.exception, UsageError), more
+        assert more[0] in str(out.exception)
+    unknown = CliRunner().invoke(app, ["build", "--target", "my-phone", "--from-catalogue"])
+    assert "targets add my-phone.toml, or --measurements" in str(unknown.exception)
+
+
 def test_names_that_stand_for_something_are_refused(tmp_path):
     path = tmp_path / "few.csv"
     path.write_text("model,latency_ms\nzoo:resnet18,20\n")
-    for name in ("ort", "ethos-u55-128", "../x", "a b"):
+    for name in ("ort", "ethos-u55-128", "../x", "a b", "gpu-l4", "phone-pixel4-tflite-f32-1t"):
         told = CliRunner().invoke(app, ["build", "--target", name, "--measurements", str(path)])
         assert told.exit_code != 0 and not isinstance(told.exception, PermissionError)
     with pytest.raises(UsageError, match="at least"):

@@ -349,6 +349,11 @@ def show(target: str, formula: bool, mapping: bool, steps: bool, top: int, form:
 
         tables.show(*card(predictor, lines), form)
         return
+    if not asked and getattr(predictor, "transfer_", None) is not None:  # few runs of the user's
+        from foretell.report.catalogue_card import few
+
+        tables.show(*few(predictor), form)
+        return
     tables.show(*anatomy.anatomy(predictor, asked or anatomy.PARTS, lines), form)
 
 

@@ -57,7 +57,7 @@ def import_command(source: str, origin: Path | None, store: Path | None, target:
     """Read a source of public measurements into rows of one shape; doing it again changes nothing.
 
     With --store and --target, the rows of one target whose graphs are known are also put, with their networks, into a
-    measurement store, so that foretell fit learns from them.
+    measurement store. They tell of whole networks; foretell fit learns from kernels. What ships was fitted from the same rows.
     """
     from foretell.datasets import catalogue
     from foretell.errors import UsageError

@@ -20,7 +20,7 @@ from foretell.cli_common import (
     store_option,
     stores_option,
 )
-from foretell.errors import StoreError
+from foretell.errors import StoreError, TargetError, UsageError
 
 
 def _percent(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
@@ -91,6 +91,13 @@ def build(
     from foretell.report.progress import ProgressLine
 
     if from_catalogue or measurements is not None:
+        _check_few(from_catalogue, measurements is not None, dry_run)
+        if dry_run:
+            from foretell import transfer_build
+
+            chosen = transfer_build.plan(backend, samples, precision, threads, seed)
+            tables.show(*sheets.chosen(backend, chosen), form)
+            return
         _build_from_few(backend, samples, measurements, precision, threads, seed, output, store, force, quiet)
         return
     plan = journey.plan_build(
@@ -120,6 +127,18 @@ def build(
         click.echo(f"\nsaved to {where}; use it with: foretell predict MODEL --target {output or plan.target.name}")
 
 
+def _check_few(from_catalogue: bool, from_file: bool, dry_run: bool) -> None:
+    """Raise UsageError for options that say nothing beside --from-catalogue or --measurements."""
+    given = click.get_current_context().get_parameter_source
+    idle = ["minutes", "until_error", "excite", "scheduler", *(["samples", "from_catalogue", "store"] if from_file else [])]
+    said = [f"--{p.replace('_', '-')}" for p in idle if given(p) == click.core.ParameterSource.COMMANDLINE]
+    if from_file and dry_run:
+        said.append("--dry-run")
+    if said:
+        way = "--measurements" if from_file else "--from-catalogue"
+        raise UsageError(f"{', '.join(said)} says nothing beside {way}", try_=f"without {said[0]}")
+
+
 def _build_from_few(
     name: str, samples: int, file: Path | None, precision: str, threads: int, seed: int, output: Path | None,
     store: Path | None, force: bool, quiet: bool,
@@ -128,7 +147,10 @@ def _build_from_few(
     from foretell.predictor.persist import check_folder
     from foretell.report.progress import ProgressLine
 
-    where = output or api.home() / "predictors" / transfer_build.checked_name(name, file is not None)
+    try:
+        where = output or api.home() / "predictors" / transfer_build.checked_name(name, file is not None)
+    except TargetError as e:
+        raise TargetError(e.what, try_=f"foretell targets add {name}.toml, or --measurements rows.csv") from None
     check_folder(where)
     with ProgressLine("build", quiet=quiet) as line:
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -149,6 +149,17 @@ class Value:
     low: float
     high: float
     level: float | None = 0.9
+
+
+_VAGUE = 20.0  # between the ends of an interval, from which a prediction says so in words
+
+
+def vague(values: Iterable[Value | None]) -> list[str]:
+    """A warning where an interval is so wide that the figure says little."""
+    span = max((v.high / max(v.low, 1e-300) for v in values if v is not None), default=1.0)
+    if span <= _VAGUE:
+        return []
+    return [f"the interval spans a factor of {min(span, 1e6):.0f}: what was measured there tells hardly anything of this"]
 
 
 class KernelPrediction(NamedTuple):

@@ -42,7 +42,9 @@ _MOST_ROWS = 2000
 _MOST_BYTES = 4 * 2**20
 _LEAST = 3
 _CONTRADICTS = 1.5  # times between rows of one network from which they are told to the user
-_BAD, _HOPELESS = 20.0, 100.0  # percent, held out: worth saving only if MACs alone are worse; not worth saving
+_FAR = 4.0  # to what factor a network may be off the others before it is named
+_SPEEDS = (1e6, 2e14)  # multiply-accumulates a second beyond which a unit is doubted
+_BAD, _HOPELESS = 20.0, 50.0  # percent, held out: worth saving only if MACs alone are worse; not worth saving
 _START_S = 2.0  # of a process that measures a network, before it runs
 _OF_SPACE, _GENERATED = 24, 48  # networks to choose from
 _MOST_CHECKS = 30  # leave-one-out fits of a card
@@ -179,7 +181,8 @@ def checked_name(name: str, new: bool) -> str:
         return f"{target}-few" if keep else target
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(f"cannot be a target's name: {name[:80]!r}", try_="letters, digits, dots, dashes")
-    if name in api.ALIASES or backends.taken(name):
+    shipped = api.predictor_folders().get(name)
+    if name in api.ALIASES or backends.taken(name) or (shipped is not None and api.home() not in shipped.parents):
         raise UsageError(f"the name {name!r} stands for another target", try_="--target my-phone")
     return name
 
@@ -195,10 +198,22 @@ def summary(built: Predictor) -> list[str]:
         doubted = card["disturbed"].get(metric)
         if doubted:
             out.append(f"{metric}: slower than the others explain, counted little: {', '.join(doubted)}")
+    for metric, names in card.get("far", {}).items():
+        out.append(f"{metric}: far from what the others tell, check these rows: {', '.join(names)}")
+    if card.get("speed_doubted"):
+        out.append(f"latency_s: {card['speed_doubted']:.2g} multiply-accumulates a second at the median; check the unit")
+    out += [f"{m}: {n} figures, {_LEAST} are needed" for m, n in card.get("too_few", {}).items()]
     out += [f"{m}: left out ({why}); --force keeps it" for m, why in card.get("left_out", {}).items()]
     if card.get("contradicting"):
         out.append(f"rows of one network contradict each other, their median counts: {', '.join(card['contradicting'])}")
     return out
+
+
+def plan(name: str, samples: int, precision: str = "", threads: int = 1, seed: int = 0) -> list[tuple[str, Graph]]:
+    """The networks that :func:`from_catalogue` would measure, by name. Raises TargetError for no such target."""
+    backend, _ = backends.resolve(name, precision, threads)
+    pool = candidates(backend.spaces, seed)
+    return [pool[i] for i in choose(load_basis(), pool, samples, seed)]
 
 
 def from_catalogue(
@@ -215,9 +230,7 @@ def from_catalogue(
     backend.version()
     basis = load_basis()
     tell("choosing", 0.0, None, "")
-    pool = candidates(backend.spaces, seed)
-    chosen = [pool[i] for i in choose(basis, pool, samples, seed)]
-    models = [(label, write_onnx(g)) for label, g in chosen]
+    models = [(label, write_onnx(g)) for label, g in plan(name, samples, precision, threads, seed)]
     processes = 1 if backend.estimate else protocol.PROCESSES
     rows = [m for m in measure_models(store, target, models, processes, tell) if m.verdict == "ok"]
     if len(rows) < _LEAST:
@@ -261,7 +274,10 @@ def _built(
     resolution: Mapping[str, float], origin: str, output: Path, force: bool, contradicting: Sequence[str] = (),
 ) -> Predictor:  # fmt: skip
     start = time.monotonic()
-    held_out = _held_out(basis, graphs, figures, resolution)
+    held_out, far = _held_out(basis, graphs, figures, resolution)
+    counts = {m: sum(v is not None for v in values) for m, values in figures.items()}
+    speeds = [g.total_macs / v for g, v in zip(graphs, figures["latency_s"], strict=True) if v and g.total_macs]
+    speed = float(np.median(speeds)) if speeds else _SPEEDS[0]
     left_out = {} if force else _unworthy(held_out, _by_macs(graphs, figures))
     figures = {m: v for m, v in figures.items() if m not in left_out}
     learned = Transferred.fit(basis, graphs, figures, resolution)
@@ -272,6 +288,8 @@ def _built(
         train_networks=len(graphs), measurements=origin, known_devices=len(basis.model.devices_),
         basis=dict(basis.card), disturbed={m: names for m, names in doubted.items() if names},
         held_out_percent=held_out, contradicting=list(contradicting), left_out=left_out,
+        far=far, too_few={m: n for m, n in counts.items() if 0 < n < _LEAST},
+        speed_doubted=None if _SPEEDS[0] <= speed <= _SPEEDS[1] else speed,
         fit_seconds=round(time.monotonic() - start, 2),
     )  # fmt: skip
     predictor.save(output)
@@ -310,10 +328,12 @@ def _by_macs(graphs: Sequence[Graph], figures: Mapping[str, Sequence[float | Non
 def _held_out(
     basis: Basis, graphs: Sequence[Graph], figures: Mapping[str, Sequence[float | None]],
     resolution: Mapping[str, float],
-) -> dict[str, float]:  # fmt: skip
-    """Median error of each metric on every measured network, told by the others: percent."""
+) -> tuple[dict[str, float], dict[str, list[str]]]:  # fmt: skip
+    """Median error of each metric on every measured network, told by the others, in percent; and the networks that are far
+    off, ``NAME (measured over told)``."""
     table = basis.vocabulary.table(graphs)
     out: dict[str, float] = {}
+    far: dict[str, list[str]] = {}
     for metric, values in figures.items():
         at = np.array([i for i, v in enumerate(values) if v is not None], int)
         if len(at) < _LEAST + 1:
@@ -326,7 +346,10 @@ def _held_out(
             adapted = basis.model.adapt(part, truth[rest], resolution=resolution.get(metric, 0.0))
             value = basis.model.predict(adapted, {g: x[at[[k]]] for g, x in table.items()})[0]
             errors.append(abs(float(value[0]) / truth[k] - 1))
+            factor = truth[k] / float(value[0])
+            if not 1 / _FAR < factor < _FAR:
+                far.setdefault(metric, []).append(f"{graphs[at[k]].name} (x{factor:.2g})")
         out[metric] = round(100 * float(np.median(errors)), 1)
-    return out
+    return out, far
 
 

@@ -27,7 +27,7 @@ from foretell.models.transfer.amounts import AMOUNTS, amounts
 from foretell.models.transfer.basis import Vocabulary
 from foretell.models.transfer.own import GROUPS, Own
 from foretell.predictor.persist import MANIFEST, SUMS, read_folder, write_folder
-from foretell.records import METRICS, Prediction, Target, Value
+from foretell.records import METRICS, Prediction, Target, Value, vague
 
 Array = np.ndarray[Any, Any]
 FORMAT = "foretell-catalogue-targets/1"
@@ -35,7 +35,6 @@ METHODS = ("default",)
 _FAMILIAR = 0.95  # coverage below which a prediction carries a warning
 _STRANGER = 4.0  # times as wide is the interval of a network of which the measured ones told nothing
 _UNLIKE = math.log(2.0)  # to what factor a network is trusted, on top, of which the measured ones told nothing
-_VAGUE = 20.0  # between the ends of an interval, from which a prediction says so in words
 _MOST_TARGETS = 2000
 
 
@@ -143,25 +142,21 @@ class CataloguePredictor:
                     for v, w in zip(value.tolist(), wide.tolist(), strict=True)
                 ]
             latency, energy, memory = (told.get(m, nothing) for m in METRICS)
-            spans = [max(each[i].high / max(each[i].low, 1e-300) for each in told.values()) for i in range(len(graphs))]
             return [
                 Prediction(
                     g.name, self.target.name, latency[i], energy[i], memory[i], float(coverage[i]), g.total_macs,
-                    g.parameters, (), tuple(self._warnings(g, float(coverage[i]), spans[i])),
+                    g.parameters, (), tuple(self._warnings(g, float(coverage[i])) + vague((latency[i], energy[i], memory[i]))),
                 )
                 for i, g in enumerate(graphs)
             ]  # fmt: skip
 
-    def _warnings(self, graph: Graph, coverage: float, span: float) -> list[str]:
+    def _warnings(self, graph: Graph, coverage: float) -> list[str]:
         out = list(graph.warnings)
-        if span > _VAGUE:
-            factor = min(span, 1e6)
-            out.append(f"the interval spans a factor of {factor:.0f}: what was measured there tells hardly anything of this")
         if coverage < _FAMILIAR:
             out.append(f"{(1 - coverage) * 100:.0f} % of the work is unlike what was measured there")
         batch = self.card.get("batch")
         first = graph.tensors[graph.inputs[0]].shape if graph.inputs else ()
-        if batch and first and first[0] != batch:
+        if batch and len(first) > 1 and first[0] != batch:
             out.append(f"measured at batch {batch}, this network has {first[0]}; give --batch {batch}")
         return out
 

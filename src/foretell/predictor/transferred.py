@@ -22,7 +22,7 @@ from foretell.graph.ir import Graph
 from foretell.models.transfer.basis import Vocabulary
 from foretell.models.transfer.model import Adapted, TransferModel
 from foretell.models.transfer.state import adapted_from_state, adapted_to_state, from_state, to_state
-from foretell.records import METRICS, Prediction, Value
+from foretell.records import METRICS, Prediction, Value, vague
 
 Array = np.ndarray[Any, Any]
 BASIS_FORMAT = "foretell-transfer-basis/1"
@@ -125,6 +125,7 @@ class Transferred:
             warnings = list(g.warnings)
             if coverage < _FAMILIAR:
                 warnings.append(f"{(1 - coverage) * 100:.0f} % of the work is unlike what known devices ran")
+            warnings += vague(told.values())
             out.append(
                 Prediction(
                     g.name, target, told["latency_s"], told["energy_j"], told["peak_memory_bytes"], coverage, g.total_macs,

@@ -12,6 +12,25 @@ from foretell.report.tables import Sheet
 _METRICS = {"latency_s": "latency", "energy_j": "energy", "peak_memory_bytes": "peak_memory"}
 
 
+def few(predictor: Any) -> Shown:
+    """The card of a predictor that was built from few measurements of the user's."""
+    own = predictor.card
+    made = ", ".join(str(own.get(k, "-")) for k in ("measurements", "created"))
+    head = (
+        f"{predictor.target.name}: {own.get('train_networks', '-')} networks, {made}\n"
+        f"basis        {own.get('known_devices', '-')} known devices"
+    )
+    rows = tuple(
+        (metric, str(adapted.count), f"{own['held_out_percent'][metric]} %" if metric in own.get("held_out_percent", {}) else "-",
+         ", ".join([*own.get("far", {}).get(metric, []), *own.get("disturbed", {}).get(metric, [])]) or "-")
+        for metric, adapted in predictor.transfer_.told.items()
+    )  # fmt: skip
+    notes = tuple(f"{m}: left out ({why})" for m, why in own.get("left_out", {}).items())
+    notes += (*(f"rows contradict each other: {c}" for c in own.get("contradicting", [])),)
+    titles = ("metric", "networks", "told by the others to (median)", "doubted")
+    return [Sheet(titles, rows, head, notes, (1, 2))], {"target": predictor.target.name, "card": dict(own)}
+
+
 def card(predictor: CataloguePredictor, top: int) -> Shown:
     """The card: errors by family from cross-validation, and at most ``top`` rates of each metric (-1: all)."""
     own, about = predictor.card, predictor.about
@@ -43,7 +62,7 @@ def card(predictor: CataloguePredictor, top: int) -> Shown:
         shown = order if top < 0 else order[:top]
         rates += [(metric, a, f"{found[a]:.3g}", "measured" if seen[a] else "typical") for a in shown]
     titles = ("metric", "family", "networks", "MAPE", "median", "FLOPs alone", "90 % within")
-    unit = "Rates: figure a second of a nominal device (20 G MACs, 10 GB/s)"
+    unit = "Rates: seconds, joules or bytes for what takes a nominal device (20 G MACs/s, 10 GB/s) a second"
     return [
         Sheet(titles, tuple(errors), head, (), (2, 3, 4, 5, 6)),
         Sheet(("metric", "of", "rate", "from"), tuple(rates), unit, (), (2,)),

@@ -190,12 +190,15 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Shown:
     for kind, t in sorted(((kind_of(t), t) for t in found), key=lambda kt: (order.index(kt[0]), kt[1]["name"])):
         card: Mapping[str, Any] = t.get("card", {})
         errors = [card.get(m) or {} for m in ("latency", "energy", "peak_memory")]
+        if card.get("method") == "transfer":  # the median error of each measured network, told by the others
+            told = card.get("held_out_percent", {})
+            errors = [{"mape": told[m]} if m in told else {} for m in METRICS]
         rows.setdefault(kind, []).append((
             t["name"], "corrupt" if "error" in t else "not built" if "device" in t else card.get("runtime", "-"),
             f"{errors[0]['mape']:.1f} %" if errors[0] else "-",
             f"{card['noise_floor_percent'] or 0:.1f} %" if "noise_floor_percent" in card else "-",
             f"{errors[1]['mape']:.1f} %" if errors[1] else "-", f"{errors[2]['mape']:.1f} %" if errors[2] else "-",
-            str(card.get("train_measurements", "-")), str(card.get("device_minutes", "-")),
+            str(card.get("train_measurements", card.get("train_networks", "-"))), str(card.get("device_minutes", "-")),
             str(card.get("published") or "-" if "published" in card else card.get("created", "-")), card.get("cpu", "-"),
         ))  # fmt: skip
         data.append({**t, "kind": kind, **({"target": asdict(t["target"])} if "target" in t else {})})
@@ -234,6 +237,14 @@ def plan(p: Any) -> Shown:
         "entries": [{"space": e.space, "seed": e.seed} for e in p.entries], "judges": list(p.judges),
     }  # fmt: skip
     return [Sheet(("space", "graphs", "kind", "use"), tuple(rows), head, (), (1,))], data
+
+
+def chosen(target: str, networks: Sequence[tuple[str, Graph]]) -> Shown:
+    """Networks that would be measured."""
+    rows = tuple((name, units.macs(g.total_macs), units.count(g.parameters)) for name, g in networks)
+    data = [{"model": name, "macs": g.total_macs, "parameters": g.parameters} for name, g in networks]
+    head = f"plan for {target}: {len(rows)} networks"
+    return [Sheet(("network", "size", "parameters"), rows, head, (), (1, 2), tuple(data))], data
 
 
 def judged(

@@ -79,7 +79,7 @@ def _rich(sheets: Sequence[Sheet]) -> None:
         def on_broken_pipe(self) -> None:  # the reader has seen enough; not a failure
             raise BrokenPipeError
 
-    console = Pipe(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 240)
+    console = Pipe(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 320)
     for i, sheet in enumerate(sheets):
         if i:
             console.print()
@@ -94,7 +94,8 @@ def _rich(sheets: Sequence[Sheet]) -> None:
                     justify="right" if k in sheet.right else "left",
                     overflow="ellipsis",
                     no_wrap=True,
-                    min_width=min(len(title), 12),
+                    # Names are what one copies: they stay whole.
+                    min_width=max(min(len(title), 12), max((len(r[0]) for r in sheet.rows), default=0) if k == 0 else 0),
                 )
             for row in sheet.rows:
                 table.add_row(*(Text(_plain(c)) for c in row))

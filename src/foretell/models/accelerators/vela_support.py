@@ -36,10 +36,10 @@ _REDUCED = 4096
 def left_to_cpu(outline: Outline, family: str) -> Counter[str]:
     """Names of the file's operators that an Ethos-U of a family (``u55``, ``u65``, ``u85``) does not run, with counts."""
     found: Counter[str] = Counter()
+    rules = _RULES_U85 if family == "u85" else _RULES
     for op in outline.ops:
-        if op.name not in SUPPORTED[family] or (
-            family != "u85" and op.name in _RULES and not _RULES[op.name](op, outline)
-        ):
+        rule = rules.get(op.name)
+        if op.name not in SUPPORTED[family] or (rule is not None and not rule(op, outline)):
             found[op.name] += 1
     return found
 
@@ -138,8 +138,14 @@ def _transpose_conv(op: Written, o: Outline) -> bool:
     return strides in ((1, 1), (2, 2)) or (strides == (1, 2) and flat[0]) or (strides == (2, 1) and flat[1])
 
 
+def _gather(op: Written, o: Outline) -> bool:
+    """Along the axis behind the batch alone, of which our files have none."""
+    return op.options.get("axis", 0) == op.options.get("batch_dims", 0)
+
+
 _RULES: dict[str, Callable[[Written, Outline], bool]] = {
     "CONV_2D": _conv, "DEPTHWISE_CONV_2D": _depthwise, "AVERAGE_POOL_2D": _average, "MAX_POOL_2D": _maximum,
     "BATCH_MATMUL": _product, "MEAN": _mean, "SOFTMAX": _softmax, "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _resize, "TRANSPOSE": _transpose, "TRANSPOSE_CONV": _transpose_conv,
 }  # fmt: skip
+_RULES_U85: dict[str, Callable[[Written, Outline], bool]] = {"GATHER": _gather}
