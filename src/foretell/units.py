@@ -51,6 +51,11 @@ def macs(value: float | None) -> str:
     return f"{text}MACs" if text[-1].isalpha() else f"{text} MACs"
 
 
+def many(number: int, what: str) -> str:
+    """``1 kernel``, ``2 kernels``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Format a share in 0..1 as percent: ``0.032`` -> ``3.2 %``."""
     return "-" if share is None else f"{share * 100:.{digits}f} %"

@@ -89,7 +89,7 @@ def named(text: str, *, batch: int | None = None, name: str | None = None) -> Gr
     if len(parts) != 3 or parts[1] not in ("prefill", "decode") or not (parts[2].isascii() and parts[2].isdecimal()):
         raise UsageError(f"not a transformer: {text[:80]!r}", try_="llm:gpt2-large/prefill/1024, llm:gpt2-large/decode/1024")
     config = KNOWN.get(parts[0]) or _read(parts[0])
-    tokens, rows = int(parts[2][:9]), 1 if batch is None else batch
+    tokens, rows = int(parts[2][:99]), 1 if batch is None else batch
     if not 0 < tokens <= _MOST or not 0 < rows <= _MOST:
         raise UsageError(f"{tokens} tokens of {rows} sequences", try_=f"numbers from 1 to {_MOST}")
     label = name or f"{text}x{rows}"

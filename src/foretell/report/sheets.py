@@ -50,8 +50,8 @@ def prediction(p: Prediction, top: int) -> Shown:
         if getattr(p, metric) is not None
     ]
     known = (
-        f"{len(p.kernels)} kernels, {units.percent(p.coverage, 0)} of the time from fitted models" if p.kernels
-        else f"no breakdown by kernel, {units.percent(p.coverage, 0)} of the work is like what was measured"
+        f"{units.many(len(p.kernels), 'kernel')}, {units.percent(p.coverage, 0)} of the time from fitted models" if p.kernels
+        else f"no breakdown by kernel, {units.percent(p.coverage, 0)} of the work is of kinds that were seen"
     )  # fmt: skip
     head = "\n".join([
         f"{p.model} on {p.target}",
@@ -120,7 +120,7 @@ def inspection(graph: Graph, nodes: bool) -> Shown:
         "warnings": list(graph.warnings),
     }
     head = "\n".join([
-        f"{graph.name}: {len(graph.nodes)} nodes, {units.macs(c.total_macs)}, {units.count(graph.parameters)} parameters",
+        f"{graph.name}: {units.many(len(graph.nodes), 'node')}, {units.macs(c.total_macs)}, {units.count(graph.parameters)} parameters",
         "inputs       " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.inputs),
         "outputs      " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.outputs),
         f"weights      {units.size(memory.weight_bytes)}",
