@@ -213,6 +213,14 @@ def test_measure_takes_several_targets_and_zoo_patterns(home):
     assert "no zoo network matches" in run("measure", "zoo:nothing*", "--target", "fake", code=2).stderr
 
 
+def test_measure_waits_for_quiet_moments_if_asked(home):
+    pytest.importorskip("onnxruntime")
+    row = json.loads(run("measure", "zoo:mnasnet0_5", "--patient", "--processes", "2", "--format", "json").stdout)[0]
+    assert row["protocol"] == "p10-quiet/1"
+    assert row["latency_s"] > 0
+    assert row["environment"]["probe_s"] > 0
+
+
 def test_names_that_are_nearly_right_are_answered(home):
     assert "zoo:mobilenetv2_100" in run("inspect", "zoo:mobilenet_v2", code=3).stderr
     assert "space:mobilenet/7" in run("inspect", "space:mobilnet/3", code=2).stderr

@@ -280,13 +280,17 @@ def build(
     return built
 
 
+_PATIENCE_S = 6.0  # that a process waits for quiet moments
+
+
 def measure_models(
-    store: Store, target: Target, models: Sequence[tuple[str, bytes]], processes: int, tell: Tell
+    store: Store, target: Target, models: Sequence[tuple[str, bytes]], processes: int, tell: Tell, patient: bool = False
 ) -> list[Measurement]:
     """Measure given (name, bytes) once each. What the store has stands, unless it failed or was unstable: a command
-    that is given again measures that anew."""
+    that is given again measures that anew. ``patient``: in quiet moments (:data:`foretell.bench.protocol.LOWEST`)."""
     keys = {graph_hash(d) for _, d in models}
-    what = "".join([target.name, protocol.PROTOCOL, str(processes), *sorted(keys)])
+    settings = Settings(RunOptions(patience_s=_PATIENCE_S), rule=protocol.LOWEST) if patient else Settings()
+    what = "".join([target.name, settings.rule, str(processes), *sorted(keys)])
     campaign = "measure-" + hashlib.sha256(what.encode()).hexdigest()[:12]
     if not {"pending", "leased"} & set(store.counts(campaign)):
         store.reopen(campaign, target.name, ("unstable", "failed"))
@@ -296,8 +300,8 @@ def measure_models(
     def report(p: Progress) -> None:
         tell("measuring", (p.done + p.failed) / max(p.total, 1), p.remaining_s, p.last)
 
-    run_campaign(store, campaign, target, Settings(), report)
-    rows = [m for m in store.measurements(target.name, campaign) if m.graph in keys]
+    run_campaign(store, campaign, target, settings, report)
+    rows = [m for m in store.measurements(target.name, campaign) if m.graph in keys and m.protocol == settings.rule]
     if not rows:
         raise MeasurementError("nothing was measured", where=target.name, try_="another --store")
     names = {graph_hash(d): n for n, d in models}

@@ -249,14 +249,15 @@ def recalibrate(
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--processes", type=click.IntRange(1, 50), default=3, show_default=True)
+@click.option("--patient", is_flag=True, help="Wait for quiet moments, on a machine that others use, too.")
 @shape_option
 @batch_option
 @store_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
 def measure(
-    models: tuple[str, ...], targets: tuple[str, ...], threads: int, precision: str, processes: int, shapes: tuple[str, ...],
-    batch: int | None, store: Path | None, quiet: bool, form: str,
+    models: tuple[str, ...], targets: tuple[str, ...], threads: int, precision: str, processes: int, patient: bool,
+    shapes: tuple[str, ...], batch: int | None, store: Path | None, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Measure MODELS on this machine or an added device; weights that are absent are made up. Rows go to the store.
 
@@ -283,7 +284,7 @@ def measure(
         for backend, target in chosen:
             rows += journey.measure_models(
                 store_of(store), target, data, 1 if backend.estimate else processes,
-                lambda stage, share, left, text: line.update(share, left, text),
+                lambda stage, share, left, text: line.update(share, left, text), patient and not backend.estimate,
             )  # fmt: skip
     tables.show(*sheets.measured(rows), form)
     if all(m.verdict == "failed" for m in rows):

@@ -119,8 +119,9 @@ def inspection(graph: Graph, nodes: bool) -> Shown:
         "unknown_op_types": list(c.unknown),
         "warnings": list(graph.warnings),
     }
+    size = units.many(len(graph.nodes), "node")
     head = "\n".join([
-        f"{graph.name}: {units.many(len(graph.nodes), 'node')}, {units.macs(c.total_macs)}, {units.count(graph.parameters)} parameters",
+        f"{graph.name}: {size}, {units.macs(c.total_macs)}, {units.count(graph.parameters)} parameters",
         "inputs       " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.inputs),
         "outputs      " + ", ".join(f"{t} {_dims(graph.tensors[t].shape)}" for t in graph.outputs),
         f"weights      {units.size(memory.weight_bytes)}",
