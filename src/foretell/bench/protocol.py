@@ -139,6 +139,21 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
     return tuple(replace(k, latency_s=float(t)) for k, t in zip(runs[0], times, strict=True))
 
 
+def reference_level(measurements: Sequence[Measurement], rule: str) -> float | None:
+    """The reference figure, in seconds, to which :func:`correct_drift` brings rows of a protocol; None if too few tell one."""
+    points = _references(measurements)
+    if len(points) < 2 * DRIFT_NEAREST:
+        return None
+    return float(np.quantile([r for _, r in points], _DRIFT_QUANTILE.get(rule, 0.5)))
+
+
+def _references(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
+    """When reference networks ran, and what they took."""
+    return sorted(
+        {(t, r) for m in measurements for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
+    )
+
+
 def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
     """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
 
@@ -146,9 +161,7 @@ def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
     :data:`LOWEST` the 10th percentile). Rows without a reference stay as they are. Correct all rows that are compared in
     one call.
     """
-    points = sorted(
-        {(t, r) for m in measurements for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
-    )
+    points = _references(measurements)
     if len(points) < 2 * DRIFT_NEAREST:
         return list(measurements)
     times = np.array([t for t, _ in points])

@@ -30,9 +30,10 @@ _LICENCE = "Apache-2.0"
 
 def make(
     networks: Sequence[Network], labels: Sequence[Label], *, name: str, version: int, seed: int,
-    examples: Mapping[str, Measurement],
+    examples: Mapping[str, Measurement], references: Mapping[str, float],
 ) -> dict[str, Any]:  # fmt: skip
-    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances."""
+    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances,
+    ``references`` what the reference network took where a target was measured, in seconds."""
     spaces = {}
     for space in SPACES:
         rows = [n for n in networks if n.drawn.spec.space == space]
@@ -49,7 +50,7 @@ def make(
         targets[target] = {
             "backend": example.target.backend, "runtime": str(example.environment.get("runtime", "")),
             "estimate": example.estimate, "protocol": example.protocol, "precision": example.target.precision,
-            "verdicts": dict(Counter(x.verdict for x in rows_)),
+            "reference_s": references.get(target), "verdicts": dict(Counter(x.verdict for x in rows_)),
             **{m: _figures([getattr(x, m) for x in good]) for m in METRICS},
         }  # fmt: skip
     return {
