@@ -294,21 +294,21 @@ def test_labels_of_a_slower_day_are_brought_to_the_same_level(tmp_path, monkeypa
     """What a data set holds and what is measured when all takes a third longer is one set, by the reference network."""
     monkeypatch.setenv("FORETELL_FAKE", "{}")  # one that is measured
     first = tmp_path / "first.sqlite"
-    edge.build(first, count=24, targets=["fake"], tell=quiet)
+    edge.build(first, count=8, targets=["fake"], tell=quiet)
     before = files.pack(first, tmp_path / "one")["targets"]["fake-f32-1t"]
     assert before["reference_s"] > 0
     later = tmp_path / "later.sqlite"
     files.unpack(tmp_path / "one", later)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORETELL_FAKE", json.dumps({"op_s": 5e10 / 1.33, "bytes_s": 1e10 / 1.33, "overhead_s": 2e-6 * 1.33}))
-        edge.build(later, count=60, targets=["fake"], tell=quiet)
+        edge.build(later, count=20, targets=["fake"], tell=quiet)
     files.pack(later, tmp_path / "two")
     whole = tmp_path / "whole.sqlite"
-    edge.build(whole, count=60, targets=["fake"], tell=quiet)
+    edge.build(whole, count=20, targets=["fake"], tell=quiet)
     files.pack(whole, tmp_path / "three")
     two, three = (parquet.read(tmp_path / f).values("fake-f32-1t", "latency_s") for f in ("two", "three"))
     ratio = two / three
-    assert np.median(ratio[24:]) / np.median(ratio[:24]) == pytest.approx(1.0, abs=0.02)
+    assert np.median(ratio[8:]) / np.median(ratio[:8]) == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_kill_while_unpacking_leaves_no_data_set(labelled, tmp_path, monkeypatch):
