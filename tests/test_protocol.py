@@ -58,6 +58,7 @@ def test_the_two_quietest_processes_decide_where_a_machine_is_shared():
     assert lowest(1.5, 1.0, 1.48).verdict == "unstable"
     assert not protocol.agree([1.5, 1.0, 1.48], protocol.LOWEST)
     assert protocol.agree([1.5, 1.0, 1.48, 1.03], protocol.LOWEST)
+    assert lowest(1.0, 1.01, cpu_share=0.5).verdict == "ok"
 
 
 def test_slow_spells_are_no_drift_where_the_quietest_decide():

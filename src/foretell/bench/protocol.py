@@ -9,7 +9,8 @@ Each process also times a small reference network. A shared machine may run a te
 
 A machine that others share may be a third slower for most of all seconds, whatever one does; then the median of few
 processes is a coin toss. Under :data:`LOWEST` a process waits for quiet moments (:mod:`foretell.backends.timing`), and a figure
-is the mean of the two lowest processes, once they agree: slow spells only add.
+is the mean of the two lowest processes, once they agree: slow spells only add. What share of the core a process had does not
+count then: probes and agreement tell more, and what interrupts a few runs leaves the 10th percentile alone.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
@@ -93,12 +94,11 @@ def judge(
         )  # fmt: skip
     latencies = tuple(process_latency_s(r) for r in good if r.samples_s)
     gap = apart(latencies, rule)
-    deciding = sorted(good, key=process_latency_s)[:2] if rule == LOWEST else good
     denormal = max((float(r.environment.get("denormal_share", 0.0)) for r in good), default=0.0)
     problem = ""
     if not agree(latencies, rule):
         problem = f"processes differ by {gap * 100:.0f} %"
-    elif min(float(r.environment.get("cpu_share", 1.0)) for r in deciding) < MIN_CPU_SHARE:
+    elif rule != LOWEST and min(float(r.environment.get("cpu_share", 1.0)) for r in good) < MIN_CPU_SHARE:
         problem = "another process took part of the processor"
     elif denormal > 0.01:
         problem = f"{denormal * 100:.0f} % of the outputs are denormal"
