@@ -12,6 +12,7 @@ from foretell.backends.contract import RunOptions
 from foretell.datasets import edge, parquet
 from foretell.generate.tasks.sampler import describe
 from foretell.generate.tasks.spec import SPACES
+from foretell.predictor.evaluate import spearman
 
 pytest.importorskip("pyarrow")
 FOLDER = Path(__file__).parents[1] / "data" / "foretell-edge"
@@ -24,7 +25,7 @@ def shipped():
 
 def test_it_holds_every_space_and_no_network_twice(shipped):
     assert {n.drawn.spec.space for n in shipped.networks} == set(SPACES)
-    assert len({n.drawn.hash for n in shipped.networks}) == len(shipped.networks) >= 10_000
+    assert len({n.drawn.hash for n in shipped.networks}) == len(shipped.networks) >= 17_000
     shares = np.array([sum(n.split == s for n in shipped.networks) for s in parquet.SPLITS]) / len(shipped.networks)
     assert shares == pytest.approx([0.85, 0.05, 0.10], abs=0.02)
 
@@ -37,7 +38,22 @@ def test_labels_are_plausible_and_have_kernels(shipped):
         if label.verdict == "ok":
             of = kernels.of(i)
             assert label.latency_s and 1e-6 < label.latency_s < 100
-            assert sum(k.latency_s for k in of) == pytest.approx(label.latency_s, rel=0.05)
+            share = sum(k.latency_s for k in of) / label.latency_s
+            # A runtime's profile is of one process, and may meet a slow spell; small networks are mostly calls between kernels.
+            low, high = (0.95, 1.05) if shipped.card["targets"][label.target]["estimate"] else (0.1, 4.0)
+            assert low < share < high
+
+
+def test_runtimes_labels_agree_with_each_other(shipped):
+    """Rows that are ok differ little between processes; two runtimes rank networks more or less alike."""
+    values = {t: shipped.values(t, "latency_s") for t in ("ort-f32-1t", "litert-int8-1t")}
+    noise = [x.noise for x in shipped.labels if x.target in values and x.verdict == "ok"]
+    assert len(noise) > 2000
+    assert max(noise) <= 0.025
+    both = np.isfinite(values["ort-f32-1t"]) & np.isfinite(values["litert-int8-1t"])
+    assert both.sum() > 900
+    assert spearman(values["ort-f32-1t"][both], values["litert-int8-1t"][both]) > 0.7  # one in f32, the other in int8
+    assert all(shipped.card["targets"][t]["reference_s"] > 0 for t in values)
 
 
 def test_networks_are_rebuilt_as_they_were(shipped):
