@@ -137,3 +137,20 @@ def test_a_hard_swish_in_pieces_is_one_kernel():
     pieces, whole = amounts([conv(act=hard_swish_in_pieces), conv()])
     assert pieces[AT["nodes"]] == whole[AT["nodes"]] + whole[AT["one"]]
     assert pieces[AT["bytes_elementwise"]] == pieces[AT["fused_bytes"]] == 0 < pieces[AT["bytes_cheap"]]
+
+
+def test_few_figures_are_told_by_operations_and_a_search_space_never_is(cells):
+    """Four networks: one rate, whatever else would fit better. A space with a cost table: as if coarse ways were not there."""
+    x = amounts(cells)
+    macs = x[:, [n.startswith("macs_") for n in AMOUNTS]].sum(axis=1)
+    names, ones = ["a", "b", "c", "d"], np.ones(len(AMOUNTS))
+    few, off = own.fit_own(plain(x[:4]), 3.0 * macs[:4], ones, names)
+    plainest, same = own.fit_own(plain(x[:4]), 3.0 * macs[:4], ones, names, ways=("operations", "macs", 0.3))
+    assert np.array_equal(few.rates, plainest.rates)
+    assert np.array_equal(off, same)
+    values = macs * np.exp(0.3 * np.random.default_rng(0).normal(size=len(cells)))
+    families = ["space"] * len(cells)
+    with_all, off = own.fit_own(table_of(cells), values, np.ones(len(AMOUNTS)), families)
+    fine, same = own.fit_own(table_of(cells), values, np.ones(len(AMOUNTS)), families, ways=own.PULLS)
+    assert np.array_equal(with_all.rates, fine.rates)
+    assert np.array_equal(off, same)

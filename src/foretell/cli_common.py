@@ -25,8 +25,6 @@ store_option = click.option(
 scheduler_option = click.option(
     "--scheduler", metavar="ADDRESS", help="Measure on the workers of a Dask scheduler, which must be trusted."
 )
-
-
 stores_option = click.option(
     "--store",
     "stores",
@@ -37,6 +35,7 @@ stores_option = click.option(
 
 
 def shapes_of(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input from ``--shape`` options. Raises UsageError for one that is none."""
     out: dict[str, tuple[int, ...]] = {}
     for text in given:
         name, equals, dims = text.rpartition("=")
@@ -50,6 +49,7 @@ def shapes_of(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def require(package: str, extra: str) -> None:
+    """Raise MissingExtraError, with the install line, unless ``package`` is there."""
     from importlib.util import find_spec
 
     if find_spec(package) is None:
@@ -57,6 +57,7 @@ def require(package: str, extra: str) -> None:
 
 
 def store_of(path: Path | None) -> Any:
+    """The store in ``path``, or the one in foretell's home."""
     from foretell import api
     from foretell.store import Store
 

@@ -150,7 +150,8 @@ def _build_from_few(
     try:
         where = output or api.home() / "predictors" / transfer_build.checked_name(name, file is not None)
     except TargetError as e:
-        raise TargetError(e.what, try_=f"foretell targets add {name}.toml, or --measurements rows.csv") from None
+        own = f"a device of yours: foretell targets add {name}.toml, or --measurements rows.csv"
+        raise TargetError(e.what, try_=f"{e.try_}; {own}" if e.try_ else own) from None
     check_folder(where)
     with ProgressLine("build", quiet=quiet) as line:
 

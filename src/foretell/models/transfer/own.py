@@ -127,8 +127,11 @@ def fit_own(
     values = np.asarray(values, float)
     if len(values) < 3 or not np.isfinite(values).all() or (values <= 0).any():
         raise UsageError("at least three positive figures are needed", where="measurements")
+    corrects = len(set(families)) < _FOLDS and len(values) >= _LEAST_CORRECTED
     if len(values) < _FEW:
         ways = [w for w in ways if w in _PLAIN]
+    elif corrects:  # figures enough for a cost table are enough for rates
+        ways = [w for w in ways if w not in COARSE]
     parts = _folds(families)
     splits = [(np.flatnonzero(parts != k), np.flatnonzero(parts == k)) for k in range(int(parts.max()) + 1)]
     out = np.zeros((len(ways), len(values)))
@@ -140,7 +143,7 @@ def fit_own(
     good = np.flatnonzero(losses <= _NEAR * losses.min())
     chosen = tuple(ways[k] for k in good.tolist())
     own, held_out = _reference(table, values, prior, chosen), out[good].mean(axis=0)
-    if len(set(families)) >= _FOLDS or len(values) < _LEAST_CORRECTED:
+    if not corrects:
         return own, held_out
     told = np.zeros(len(values))
     for head, rest in splits:
