@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from foretell.backends import zigzag, zigzag_search
+from foretell.backends import zigzag, zigzag_orders, zigzag_search
 from foretell.errors import MeasurementError
 from foretell.generate.builder import Builder
 
@@ -55,19 +55,21 @@ def test_both_ways_lead_to_the_same_figures(accelerator, name, monkeypatch):
 @pytest.mark.parametrize("name", ["strided", "depthwise", "grouped"])
 def test_orders_that_count_as_the_same_have_the_same_figures(name, monkeypatch):
     """Every order is priced, which the search itself saves."""
-    copies, placement = zigzag_search._copies(), zigzag_search._placement
+    copies, place = zigzag_search._copies(), zigzag_orders.Orders.place
     evaluation, keys, prices = copies.evaluation, [], []
 
     def apart(*a):
-        keys.append(placement(*a))
-        return len(keys)
+        placed = place(*a)
+        keys.append(placed.key)
+        placed.key = (len(keys),)
+        return placed
 
     def priced(**k):
         found = evaluation(**k)
         prices.append((found.latency_total2, found.energy(), zigzag._busy(found)))
         return found
 
-    monkeypatch.setattr(zigzag_search, "_placement", apart)
+    monkeypatch.setattr(zigzag_orders.Orders, "place", apart)
     monkeypatch.setattr(copies, "evaluation", priced)
     zigzag._search(layer(LAYERS[name]), "edge_tpu_like", name)
     assert len(set(keys)) < len(keys) == len(prices)
@@ -81,7 +83,7 @@ def test_the_plain_way_is_taken_where_the_short_one_is_not_known(why, monkeypatc
     if why == "version":
         monkeypatch.setattr(zigzag_search, "VERSIONS", ())
     elif why == "error":
-        monkeypatch.setattr(zigzag_search, "_placement", lambda *a: 1 / 0)
+        monkeypatch.setattr(zigzag_orders.Orders, "place", lambda *a: 1 / 0)
     else:  # the copies price it otherwise than ZigZag
         energy = zigzag_search._copies().evaluation.energy
         monkeypatch.setattr(zigzag_search._copies().evaluation, "energy", lambda self: energy(self) + 1)
@@ -95,3 +97,41 @@ def test_the_plain_way_is_taken_where_the_short_one_is_not_known(why, monkeypatc
 def test_arrays_in_memory_are_priced_plainly():
     graph = layer(LAYERS["point"])
     assert zigzag._search(graph, "dimc", "l") == zigzag._search(graph, "dimc", "l", quick=False)
+
+
+@pytest.mark.parametrize("accelerator", ["tpu_like", "edge_tpu_like", "eyeriss_like", "ascend_like"])
+@pytest.mark.parametrize("name", ["strided", "depthwise", "grouped", "point", "heads"])
+def test_loops_lie_in_the_memories_where_zigzag_puts_them(accelerator, name, monkeypatch):
+    """Every order is placed by ZigZag's allocator, too."""
+    from zigzag.opt.loma import memory_allocator
+
+    best, place, given, told = zigzag_search._best, zigzag_orders.Orders.place, [], []
+
+    def kept(**k):
+        given.append(k)
+        told.append([])
+        return best(**k)
+
+    def placed(self, order):
+        try:
+            found = place(self, order)
+        except zigzag_orders.DoesNotFitError:
+            told[-1].append((order, None))
+            raise
+        told[-1].append((order, self.levels(found)))
+        return found
+
+    monkeypatch.setattr(zigzag_search, "_best", kept)
+    monkeypatch.setattr(zigzag_orders.Orders, "place", placed)
+    zigzag._search(layer(LAYERS[name]), accelerator, name)
+    orders = 0
+    for k, each in zip(given, told, strict=True):
+        for order, levels in each:
+            of = (k["accelerator"], k["layer"], k["spatial_mapping"], order, k["temporal_mapping_type"])
+            try:
+                plain = memory_allocator.MemoryAllocator(*of).run().mapping_dic_origin
+            except (memory_allocator.MemoryTooSmallException, memory_allocator.MemoryHierarchyTooSmallException):
+                plain = None
+            assert levels == plain
+            orders += 1
+    assert orders > 1

@@ -12,13 +12,13 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import operator
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from foretell.backends.installed import version_of
+from foretell.backends.zigzag_orders import DoesNotFitError, Orders, Placed
 
 VERSIONS = ("3.9.1",)  # of which the modules below are known to work so
 
@@ -75,35 +75,6 @@ def _accelerator(path: str) -> tuple[Any, Any]:
         for level in hierarchy.order
     )
     return plain, cheap
-
-
-def _placement(placed: Any, layer: Any, outermost: bool) -> Any:
-    """All that the cost model uses of an order of loops.
-
-    Of loops at one level only products count: of the relevant ones, of the others, and of either that come last there.
-    Those over a sliding window are both, in fractions. How far the window has moved is cut to whole numbers after each
-    level, for each dimension by itself: only loops of one dimension are told in their order. What is left for the
-    outermost memory follows from the rest, and its order counts for nothing where nothing lies beyond it.
-    """
-    key: list[Any] = []
-    relevancy = layer.loop_relevancy_info
-    last = -1 if outermost else None
-    for operand, levels in placed.mapping_dic_stationary.items():
-        relevant, others = relevancy.get_r_layer_dims(operand), relevancy.get_ir_layer_dims(operand)
-        for loops in levels[:last]:
-            inner, outer = 1, 1
-            window: dict[Any, tuple[Any, ...]] = {}
-            for dim, size in loops:
-                if dim in others:
-                    outer *= size
-                elif dim in relevant:
-                    inner *= size
-                else:
-                    window[dim] = (*window.get(dim, ()), size)
-            key.append((inner, outer, frozenset(window.items())))
-        key.append((placed.mac_level_data_stationary_cycle[operand], *placed.top_r_loop_size[operand][:last]))
-        key.append(tuple(placed.top_ir_loop_size[operand][:last]))
-    return tuple(key)
 
 
 # Cheap containers
@@ -188,23 +159,6 @@ class _Pattern:
             a.data[direction] = value
 
 
-class _Loop:
-    """A loop; there is one of a dimension, size and kind, so that it hashes and compares by identity."""
-
-    __slots__ = ("layer_dim", "loop_type", "name", "size")
-
-    def __init__(self, layer_dim: Any, size: Any, loop_type: str) -> None:
-        self.layer_dim, self.size, self.loop_type, self.name = layer_dim, size, loop_type, layer_dim.name
-
-
-_dimension = operator.attrgetter("name")
-
-
-@functools.lru_cache(maxsize=100_000, typed=True)
-def _loop(layer_dim: Any, size: Any, loop_type: str = "temporal") -> _Loop:
-    return _Loop(layer_dim, size, loop_type)
-
-
 # The copies
 
 
@@ -285,37 +239,22 @@ def _copies() -> SimpleNamespace:
             self.calc_energy()
             return float(self.energy_total)
 
-    allocation = _copy("zigzag.opt.loma.memory_allocator", Constants=constants, Loop=_loop)
-    uneven = _module("zigzag.mapping.temporal_mapping").TemporalMappingType.UNEVEN
+    allocation = _module("zigzag.opt.loma.memory_allocator")
 
-    class Allocator(allocation.MemoryAllocator):  # type: ignore[misc, name-defined]
-        """Remembers sizes and choices for the other orders of the layer, and tells its order."""
+    class Allocator:
+        """Takes the place of ZigZag's: the layer's orders are placed together."""
 
-        def run(self) -> Any:
-            placed = super().run()
-            placed.ordering = self.ordering
+        def __init__(self, accelerator: Any, layer: Any, spatial: Any, order: Any, kind: Any) -> None:
+            self.orders, self.order = layer.orders, order
+
+        def run(self) -> Placed:
+            try:
+                placed: Placed = self.orders.place(self.order)
+            except DoesNotFitError:
+                raise allocation.MemoryTooSmallException from None
             return placed
 
-        def calc_loops_size(self, loops: list[_Loop], layer_op: Any, precision: int) -> Any:
-            # Sizes of spatial loops may be fractions, so that loops of one dimension stay in their order.
-            key = (layer_op, precision, *sorted(loops, key=_dimension))
-            known = self.layer.known
-            if key not in known:
-                known[key] = super().calc_loops_size(loops, layer_op, precision)
-            return known[key]
-
-        def find_best_loop_combination(self, mem_ops: Any, all_sizes: Any, node: Any, top_levels: Any) -> Any:
-            if self.mapping_type != uneven:
-                return super().find_best_loop_combination(mem_ops, all_sizes, node, top_levels)
-            left = [tuple(loop.size for loop in self.unallocated[op]) for op in mem_ops]
-            key = (node.id, *left, *(tuple(all_sizes[op]) for op in mem_ops))
-            known = self.layer.known
-            if key not in known:
-                known[key] = super().find_best_loop_combination(mem_ops, all_sizes, node, top_levels)
-            return known[key]
-
-    errors = {k: getattr(allocation, k) for k in ("MemoryHierarchyTooSmallException", "MemoryTooSmallException")}
-    engine = _copy("zigzag.opt.loma.engine", MemoryAllocator=Allocator, **errors)
+    engine = _copy("zigzag.opt.loma.engine", MemoryAllocator=Allocator)
     orders = _copy(
         "zigzag.stages.mapping.temporal_mapping_generator_stage",
         LomaEngine=engine.LomaEngine,
@@ -343,7 +282,9 @@ def _copies() -> SimpleNamespace:
         def run(self) -> Iterator[tuple[Any, None]]:
             yield _best(**self.kwargs), None
 
-    return SimpleNamespace(best=Best, hierarchy=Hierarchy, level=Level, orders=orders, evaluation=Evaluation)
+    return SimpleNamespace(
+        best=Best, hierarchy=Hierarchy, level=Level, orders=orders, evaluation=Evaluation, constants=constants
+    )
 
 
 def _best(
@@ -355,7 +296,13 @@ def _best(
     copies = _copies()
     same = {"access_same_data_considered_as_no_access": access_same_data_considered_as_no_access}
     cheap, spatial, whole = _cheap((layer, spatial_mapping, spatial_mapping_int))
-    cheap.known = {}  # of the allocator
+    if temporal_mapping_type != _module("zigzag.mapping.temporal_mapping").TemporalMappingType.UNEVEN:
+        raise DifferentError("memories that share their loops")
+    orders = cheap.orders = Orders(
+        cheap_accelerator.memory_hierarchy, cheap, spatial,
+        sizes=_module("zigzag.workload.layer_attributes").LayerDimSizes, output=copies.constants.OUTPUT_MEM_OP,
+        final_bits=cheap.operand_precision.final_output_precision, outermost=cheap_accelerator.outermost,
+    )  # fmt: skip
     if spatial.mapping_dict_origin == whole.mapping_dict_origin:
         whole = spatial
     given = SimpleNamespace(mapping_dict_origin=whole)  # a mapping takes the object as well as what it was made of
@@ -363,17 +310,16 @@ def _best(
         [None], accelerator=cheap_accelerator, layer=cheap, spatial_mapping=spatial,
         temporal_mapping_type=temporal_mapping_type, **options,
     )  # fmt: skip
+    mapping = _module("zigzag.mapping.temporal_mapping").TemporalMapping
     found: dict[Any, Any] = {}
     for placed in stage.generate_temporal_mappings():
-        key = _placement(placed, cheap, cheap_accelerator.outermost)
-        if key not in found:
-            found[key] = copies.evaluation(
+        if placed.key not in found:
+            found[placed.key] = copies.evaluation(
                 accelerator=cheap_accelerator, layer=cheap, spatial_mapping=spatial, spatial_mapping_int=given,
-                temporal_mapping=placed, **same,
-            )  # fmt: skip
-    least = min(e.latency_total2 for e in found.values())
-    energy, best = min(((e.energy(), e) for e in found.values() if e.latency_total2 == least), key=lambda x: x[0])
-    order = best.temporal_mapping.ordering
+                temporal_mapping=mapping(orders.levels(placed), cheap, temporal_mapping_type), **same,
+            ), placed.order  # fmt: skip
+    least = min(e.latency_total2 for e, _ in found.values())
+    energy, order = min(((e.energy(), o) for e, o in found.values() if e.latency_total2 == least), key=lambda x: x[0])
     again = _module("zigzag.opt.loma.memory_allocator").MemoryAllocator(
         accelerator, layer, spatial_mapping, order, temporal_mapping_type
     )
