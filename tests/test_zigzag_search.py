@@ -135,3 +135,39 @@ def test_loops_lie_in_the_memories_where_zigzag_puts_them(accelerator, name, mon
             assert levels == plain
             orders += 1
     assert orders > 1
+
+
+@pytest.mark.parametrize("accelerator", ["tpu_like", "edge_tpu_like"])
+@pytest.mark.parametrize("name", ["strided", "depthwise", "dense", "even", "oblong"])
+def test_turned_orders_cost_the_same(accelerator, name, monkeypatch):
+    """Orders that the search passes over have the figures of those that it looks at; only of square layers are there any."""
+    made = {
+        **LAYERS, "even": lambda b: b.conv(b.input((1, 8, 16, 16)), 16, 4, stride=2, pad=1),
+        "oblong": lambda b: b.conv(b.input((1, 8, 6, 12)), 12, 3),
+    }  # fmt: skip
+    copies, place, turned = zigzag_search._copies(), zigzag_orders.Orders.place, zigzag_orders.Orders.turned
+    evaluation, orders, prices, passed = copies.evaluation, [], {}, []
+
+    def apart(self, order):
+        placed = place(self, order)
+        orders.append(tuple((d.name, n) for d, n in order))
+        placed.key = (len(orders),)
+        return placed
+
+    def priced(**k):
+        found = evaluation(**k)
+        prices[orders[-1]] = found.latency_total2, pytest.approx(found.energy(), rel=1e-12), zigzag._busy(found)
+        return found
+
+    def asked(self, order):
+        if turned(self, order):
+            passed.append(tuple((d.name, n) for d, n in order))
+        return False
+
+    monkeypatch.setattr(zigzag_orders.Orders, "turned", asked)
+    monkeypatch.setattr(zigzag_orders.Orders, "place", apart)
+    monkeypatch.setattr(copies, "evaluation", priced)
+    zigzag._search(layer(made[name]), accelerator, name)
+    assert bool(passed) == (name != "oblong")
+    for order in passed:
+        assert prices[order] == prices[tuple((zigzag_orders._TURNED.get(d, d), n) for d, n in order)]

@@ -2,8 +2,9 @@
 
 LOMA (Symons et al., AICAS 2021) takes every order of a layer's temporal loops, and fills the memories from the innermost out:
 of each operand as many loops as cost the fewest accesses to the next memory. ZigZag does that anew for each order. Here it is
-done once for all orders that begin alike, and orders are told apart only by what its cost model reads from them. Sizes of
-tensors are asked of ZigZag's layer, so that they are its own to the last bit.
+done once for all orders that begin alike, and orders are told apart only by what its cost model reads from them. Where a layer
+is the same turned by a quarter, so is the cost of an order whose loops over x and y are exchanged. Sizes of tensors are asked
+of ZigZag's layer, so that they are its own to the last bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 _BITS = 8  # of a loop's number in the code of an order, and of a count of equal loops: at most 255 of either
 
+_TURNED = {"OX": "OY", "OY": "OX", "FX": "FY", "FY": "FX", "IX": "IY", "IY": "IX"}
 Ends = tuple[int, ...]  # of an operand: how many loops lie in each of its memories and all below
 
 
@@ -75,12 +77,50 @@ class Orders:
         ]
         # The product of a dimension's loops depends on their order where they are fractions.
         self.exact = [all(int(size) == size for loops in levels for _, size in loops) for levels in self.below]
+        self._turned: dict[Any, Any] = {}
+        if self._square():
+            dims = {dim.name: dim for dim in layer.layer_dim_sizes}
+            self._turned = {dim: dims[_TURNED[name]] for name, dim in dims.items() if name in _TURNED}
+        self._seen: set[int] = set()
         self._number: dict[Any, int] = {}
         self._count: list[dict[Any, int]] = [{} for _ in self.operands]
         self._size: list[dict[Any, Any]] = [{} for _ in self.operands]
         self._tensor: dict[Any, Any] = {}
         self._part: list[dict[Any, int]] = [{} for _ in self.operands]
         self._parts: dict[Any, int] = {}
+
+    def turned(self, order: Sequence[Any]) -> bool:
+        """Whether an order costs the same as one that was asked about before, with x and y exchanged."""
+        if not self._turned:
+            return False
+        code, other = 0, 0
+        for loop in order:
+            code = code << _BITS | self._number.setdefault(loop, len(self._number) + 1)
+            loop = (self._turned.get(loop[0], loop[0]), loop[1])
+            other = other << _BITS | self._number.setdefault(loop, len(self._number) + 1)
+        self._seen.add(code)
+        return other != code and other in self._seen
+
+    def _square(self) -> bool:
+        """Whether layer and spatial mapping are the same in x and y."""
+        layer = self.layer
+        sizes = {dim.name: size for dim, size in layer.layer_dim_sizes.items()}
+        if "OX" not in sizes or any(sizes.get(a) != sizes.get(b) for a, b in _TURNED.items()):
+            return False
+        windows = {
+            dim.name: (layer.pr_layer_dim_sizes[dim], {(of.name, step) for of, step in layer.pr_scaling_factors[dim]})
+            for dim in layer.pr_loop
+        }
+        other = {
+            _TURNED.get(name, name): (size, {(_TURNED.get(of, of), step) for of, step in steps})
+            for name, (size, steps) in windows.items()
+        }
+        return windows == other and all(
+            sorted((dim.name, size) for dim, size in loops)
+            == sorted((_TURNED.get(dim.name, dim.name), size) for dim, size in loops)
+            for levels in self.below
+            for loops in levels
+        )
 
     def place(self, order: Sequence[Any]) -> Placed:
         """The memories of ``order``, loops as (dimension, size), the innermost first.

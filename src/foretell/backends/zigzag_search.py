@@ -248,6 +248,8 @@ def _copies() -> SimpleNamespace:
             self.orders, self.order = layer.orders, order
 
         def run(self) -> Placed:
+            if self.orders.turned(self.order):
+                raise allocation.MemoryTooSmallException  # which the search passes over
             try:
                 placed: Placed = self.orders.place(self.order)
             except DoesNotFitError:
