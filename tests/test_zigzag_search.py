@@ -171,3 +171,28 @@ def test_turned_orders_cost_the_same(accelerator, name, monkeypatch):
     assert bool(passed) == (name != "oblong")
     for order in passed:
         assert prices[order] == prices[tuple((zigzag_orders._TURNED.get(d, d), n) for d, n in order)]
+
+
+@pytest.mark.parametrize("name", ["strided", "depthwise", "grouped", "heads", "dilated"])
+def test_mappings_are_those_that_zigzag_makes(name, monkeypatch):
+    from zigzag.mapping.mapping import Mapping
+
+    copies = zigzag_search._copies()
+    evaluation, made = copies.evaluation, []
+
+    def priced(**k):
+        made.append(evaluation(**k))
+        return made[-1]
+
+    monkeypatch.setattr(copies, "evaluation", priced)
+    zigzag._search(layer(LAYERS[name]), "edge_tpu_like", name)
+    assert made
+    for e in made:
+        for own in (e.mapping, e.mapping_int):
+            plain = Mapping(own.accelerator, own.spatial_mapping, own.temporal_mapping, own.layer_node, True)
+            for told in (
+                "combined_mapping_dict_1s1t_reform", "combined_mapping_dict_1s2t_reform", "r_loop_size_per_level",
+                "r_loop_size_per_level2", "ir_loop_size_per_level", "r_loop_size_cabl", "r_loop_size_cabl2",
+                "ir_loop_size_cabl", "ir_loop_size_cabl2", "output_ir_loop_size_caal", "effective_data_bit",
+            ):  # fmt: skip
+                assert getattr(own, told) == getattr(plain, told)

@@ -2,8 +2,9 @@
 
 ZigZag prices every order of a layer's loops in full. Most of that is spent on its containers, on orders that come to
 the same placement, and on the energy of orders that are not the fastest. Here the same code of ZigZag's runs as a
-second copy of five of its modules, over cheap containers: placements are compared by their latency once each, energy
-is asked for where latencies are equal, and the winner alone is priced by ZigZag as it is installed. That price is the
+second copy of four of its modules, over cheap containers: orders are placed by :mod:`foretell.backends.zigzag_orders`,
+placements are compared by their latency once each, energy is asked for where latencies are equal, and the winner alone is
+placed and priced by ZigZag as it is installed. That price is the
 answer; one that differs from what the copies found means that they are not equivalent, and the search is not trusted.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import math
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -159,6 +161,82 @@ class _Pattern:
             a.data[direction] = value
 
 
+# What of its mappings takes the longest, with less to look up
+
+
+def _decoupled(mapping: Any, layer: Any) -> Any:
+    """``decouple_pr_loop``: loops over a sliding window as one that makes the window larger and one that moves within."""
+    out = {}
+    for operand, levels in mapping.items():
+        windows = layer.loop_relevancy_info.get_pr_layer_dims(operand)
+        if not windows:
+            out[operand] = [list(loops) for loops in levels]
+            continue
+        of = {dim: window for window, dims in windows.items() for dim in dims}
+        sizes: dict[Any, dict[Any, Any]] = {window: dict.fromkeys(dims, 1) for window, dims in windows.items()}
+        before: dict[Any, tuple[Any, Any]] = dict.fromkeys(windows, (1, 1))
+        out[operand] = []
+        for loops in levels:
+            new: list[Any] = []
+            for loop in loops:
+                window = of.get(loop[0])
+                if window is None:
+                    new.append(loop)
+                    continue
+                own = sizes[window]
+                own[loop[0]] *= loop[1]
+                key = (window, *own.values())
+                now = layer.windows.get(key)
+                if now is None:
+                    large = layer.calc_tensor_dim(window, _module("zigzag.workload.layer_attributes").LayerDimSizes(own))
+                    now = layer.windows[key] = large, math.prod(own.values()) / large
+                last = before[window]
+                new.append((window.create_r_version(), now[0] / last[0]))
+                new.append((window.create_ir_version(), now[1] / last[1]))
+                before[window] = now
+            out[operand].append(new)
+    return out
+
+
+def _products(of: Any) -> dict[str, Any]:
+    """What ``gen_r_ir_loop_list`` sets: products of the loops of each level, and of all below."""
+    layer = of.layer_node
+    relevancy = layer.pr_decoupled_relevancy_info
+    names = ("r_loop_size_per_level", "ir_loop_size_per_level", "r_loop_size_per_level2", "ir_loop_size_cabl",
+             "ir_loop_size_cabl2", "r_loop_size_cabl", "r_loop_size_cabl2")  # fmt: skip
+    out: dict[str, Any] = {name: {} for name in names}
+    for operand in of.operand_list:
+        relevant, others = layer.decoupled.get(operand) or layer.decoupled.setdefault(
+            operand, (frozenset(relevancy.get_r_layer_dims(operand)), frozenset(relevancy.get_ir_layer_dims(operand)))
+        )
+        count = of.spatial_mapping.arch_level[operand]
+        for which, mapping in (("", of.combined_mapping_dict_1s1t_reform), ("2", of.combined_mapping_dict_1s2t_reform)):
+            inner, outer, inner_all, outer_all = [], [], [], []
+            below: Any = 1
+            above: Any = 1
+            for loops in mapping[operand][:count]:
+                r: Any = 1
+                ir: Any = 1
+                for dim, size in loops:
+                    if dim in relevant:
+                        r *= size
+                    if dim in others:
+                        ir *= size
+                below *= r
+                above *= ir
+                inner.append(r)
+                outer.append(ir)
+                inner_all.append(round(below))
+                outer_all.append(above)
+            out[f"r_loop_size_per_level{which}"][operand] = inner
+            out[f"r_loop_size_cabl{which}"][operand] = inner_all
+            out[f"ir_loop_size_cabl{which}"][operand] = outer_all
+            if not which:
+                out["ir_loop_size_per_level"][operand] = outer
+    sums = out["ir_loop_size_per_level"][layer.output_operand]
+    return {**out, "output_ir_loop_size_caal": [*(math.prod(sums[level:]) for level in range(len(sums))), 1, 1]}
+
+
 # The copies
 
 
@@ -192,12 +270,17 @@ def _copies() -> SimpleNamespace:
         "Constants": constants, "DataDirection": _Names(ports.DataDirection),
         "DataMoveAttr": _Names(_module("zigzag.mapping.data_movement").DataMoveAttr),
     }  # fmt: skip
-    mapping = _copy("zigzag.mapping.mapping", DataMovePattern=_Pattern, **names)
+    helpers = SimpleNamespace(decouple_pr_loop=_decoupled)
+    mapping = _copy("zigzag.mapping.mapping", DataMovePattern=_Pattern, mapping_assist_funcs=helpers, **names)
 
     class Mapping(mapping.Mapping):  # type: ignore[misc, name-defined]
         """Of sizes; of data movements when asked for them."""
 
         complete = False
+
+        def gen_r_ir_loop_list(self) -> None:
+            for name, value in _products(self).items():
+                setattr(self, name, value)
 
         def calc_data_access(self) -> None: ...
 
@@ -300,6 +383,7 @@ def _best(
     cheap, spatial, whole = _cheap((layer, spatial_mapping, spatial_mapping_int))
     if temporal_mapping_type != _module("zigzag.mapping.temporal_mapping").TemporalMappingType.UNEVEN:
         raise DifferentError("memories that share their loops")
+    cheap.windows, cheap.decoupled = {}, {}  # for _decoupled and _products
     orders = cheap.orders = Orders(
         cheap_accelerator.memory_hierarchy, cheap, spatial,
         sizes=_module("zigzag.workload.layer_attributes").LayerDimSizes, output=copies.constants.OUTPUT_MEM_OP,
