@@ -5,10 +5,11 @@
     python benchmarks/gnn.py set --real zoo.sqlite --targets ethos-u55-128,ethos-u65-256 --work build/gnn
 
 Networks of search spaces come from the data set, and learn or test by its splits; real networks (the zoo's) only test, and their
-rows come from measurement stores. Targets of one precision share one graph network with a head for each figure; a residual network
-corrects the shipped predictor of one target. Splits: random (the data set's), one space left out (trained on the others), real
+rows come from measurement stores. Targets of one tool and precision share one graph network with a head for each figure; a residual
+network corrects the shipped predictor of one target. Splits: random (the data set's), one space left out (trained on the others), real
 networks, fewer training networks, and one network a space beside the general one. Every training is kept in --work as it is done,
-so that the same command goes on where it was stopped. Writes results/gnn.json and .md.
+so that the same command goes on where it was stopped. Writes results/gnn.json and .md; rows of splits that were not run stay as they were
+there (`learned` tells of how many networks they are).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import provenance, row, table, write
+from common import RESULTS, provenance, row, table, write
 from peers import Clock, flops, kernel_forests, rates, train_gcn
 
 from foretell import api
@@ -48,7 +49,7 @@ _LEAST = 30  # networks of a space that is left out
 
 
 class Group:
-    """Targets of one precision, their networks, and what has been learned of them so far."""
+    """Targets of one tool and precision, their networks, and what has been learned of them so far."""
 
     def __init__(self, targets: list[str], a: argparse.Namespace) -> None:
         self.a = a
@@ -317,16 +318,18 @@ def main() -> None:
     (a.work / "networks").mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[str]] = defaultdict(list)
     for target in a.targets.split(","):
-        groups[api.load(target).target.precision].append(target)
+        of = api.load(target).target
+        groups[f"{of.backend} {of.precision}"].append(target)
     kept = a.work / "rows.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {r["key"] for r in rows}
     speeds: list[list[Any]] = []
-    shipped: dict[str, dict[str, str]] = {}
-    for precision, targets in groups.items():
+    defaults = a.work / "shipped.json"
+    shipped: dict[str, dict[str, str]] = json.loads(defaults.read_text()) if defaults.exists() else {}
+    for which, targets in groups.items():
         group = Group(targets, a)
         spaces = Counter(n.space or "real" for n in group.nets)
-        print(f"{precision}: {len(group.nets)} networks, {dict(spaces)}, heads {group.heads}", flush=True)
+        print(f"{which}: {len(group.nets)} networks, {dict(spaces)}, heads {group.heads}", flush=True)
         for name, learning, tests in splits(group):
             if a.splits and not any(name.startswith(p) for p in a.splits.split(",")):
                 continue
@@ -335,7 +338,7 @@ def main() -> None:
                     continue
                 if estimator == "residual" and name.startswith("only"):
                     continue
-                key = f"{precision}|{','.join(targets)}|{name}|{estimator}|{len(learning)}|{visits_of(group, name)}"
+                key = f"{which}|{','.join(targets)}|{name}|{estimator}|{len(learning)}|{visits_of(group, name)}"
                 if key in done:
                     continue
                 every = list({n.key: n for part in tests.values() for n in part}.values())
@@ -367,10 +370,17 @@ def main() -> None:
                         print(f"{r['target']} {r['metric']} {r['split']} {estimator}: {r['mape']:.2f} % ({r['test_networks']})", flush=True)
         if a.save:
             shipped |= ship(group, rows, a.save)
-        speeds += [[precision, *line] for line in speed(group)] if a.speed else []
+            defaults.write_text(json.dumps(shipped))
+        speeds += [[which, *line] for line in speed(group)] if a.speed else []
+    new = {(r["target"], r["metric"], r["split"]) for r in rows}
+    before = json.loads((RESULTS / "gnn.json").read_text()) if (RESULTS / "gnn.json").exists() else []
+    rows += [r for r in before if (r["target"], r["metric"], r["split"]) not in new]
+    for target in {r["target"] for r in rows} - set(shipped):
+        chosen = api.load(target).chosen_
+        shipped[target] = {metric: chosen.get(metric, "stack") for metric in METRICS}
     text = tables(rows, a, shipped)
     if speeds:
-        text += "\n## Speed, one core, without torch\n\n" + table(("precision", "what", "value", "unit"), speeds)
+        text += "\n## Speed, one core, without torch\n\n" + table(("targets", "what", "value", "unit"), speeds)
     write("gnn", [{k: v for k, v in r.items() if k != "key"} for r in rows], text)
 
 
@@ -400,7 +410,7 @@ def tables(rows: list[dict[str, Any]], a: argparse.Namespace, shipped: dict[str,
     parts = [
         "# Graph networks\n",
         f"{provenance()}.\n",
-        "MAPE in percent. gnn: one graph network for all targets of a precision, alone; residual: one a target, correcting the shipped",
+        "MAPE in percent. gnn: one graph network for all targets of a tool, alone; residual: one a target, correcting the shipped",
         "predictor (stack). What learned and what tested lies in the rows of the JSON. Real networks never learn. In a split *without*",
         f"a space, at most {a.cap} networks of the other spaces learn. brp_nas_gcn has {a.gcn_hidden} hidden units in place of 600 and fewer",
         f"epochs; kernel_forests learn from at most {a.forest_networks} networks. flops is MACs times a rate, for memory the lifetimes of tensors.",

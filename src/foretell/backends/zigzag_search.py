@@ -1,11 +1,11 @@
 """ZigZag's search of a layer, by a shorter way to the same figures.
 
-ZigZag prices every order of a layer's loops in full. Most of that is spent on its containers, on orders that come to
-the same placement, and on the energy of orders that are not the fastest. Here the same code of ZigZag's runs as a
-second copy of four of its modules, over cheap containers: orders are placed by :mod:`foretell.backends.zigzag_orders`,
-placements are compared by their latency once each, energy is asked for where latencies are equal, and the winner alone is
-placed and priced by ZigZag as it is installed. That price is the
-answer; one that differs from what the copies found means that they are not equivalent, and the search is not trusted.
+ZigZag prices every order of a layer's loops in full. Most of that is spent on its containers, on orders that come to the same
+placement, and on the energy of orders that are not the fastest. Here the same code of ZigZag's runs as a second copy of four
+of its modules, over cheap containers: orders are placed by :mod:`foretell.backends.zigzag_orders`, placements are compared by
+their latency once each, energy is asked for where latencies are equal, and the winner alone is placed and priced by ZigZag as
+it is installed. That price is the answer; one that differs from what the copies found means that they are not equivalent,
+and the search is not trusted.
 """
 
 from __future__ import annotations
