@@ -311,6 +311,27 @@ def test_labels_of_a_slower_day_are_brought_to_the_same_level(tmp_path, monkeypa
     assert np.median(ratio[8:]) / np.median(ratio[:8]) == pytest.approx(1.0, abs=0.02)
 
 
+def test_unstable_rows_are_measured_again_when_asked(tmp_path, monkeypatch):
+    def verdicts():
+        return {m.graph: m.verdict for m in Store(tmp_path / "s.sqlite").measurements("fake-f32-1t")}
+
+    def build(**more):
+        return edge.build(tmp_path / "s.sqlite", count=8, targets=["fake"], tell=quiet, **more)
+
+    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"process_noise": 0.3}))
+    build()
+    before = verdicts()
+    assert {"ok", "unstable"} == set(before.values())
+    log = tmp_path / "log"
+    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"log": str(log)}))
+    assert build() == {"fake-f32-1t": {"done": 8}}
+    assert not log.exists() and verdicts() == before
+    assert build(again=True) == {"fake-f32-1t": {"done": 8}}
+    assert set(verdicts().values()) == {"ok"}
+    names = {m.name for m in Store(tmp_path / "s.sqlite").measurements("fake-f32-1t") if before[m.graph] == "unstable"}
+    assert {line.split()[-1] for line in log.read_text().splitlines()} - {"reference"} == names
+
+
 def test_a_kill_while_unpacking_leaves_no_data_set(labelled, tmp_path, monkeypatch):
     store = tmp_path / "s.sqlite"
     with monkeypatch.context() as patch:

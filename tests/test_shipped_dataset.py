@@ -77,4 +77,5 @@ def test_its_tools_say_the_same_today(shipped, target, tmp_path, monkeypatch):
         assert run.peak_memory_bytes == label.peak_memory_bytes
         assert (run.energy_j is None) == (label.energy_j is None)
         if run.energy_j is not None:
-            assert run.energy_j == pytest.approx(label.energy_j, rel=1e-12)
+            # Layers that an earlier part of the set holds were taken from its kernels, which keep seven digits.
+            assert run.energy_j == pytest.approx(label.energy_j, rel=1e-6)

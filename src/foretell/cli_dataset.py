@@ -37,10 +37,11 @@ def dataset() -> None:
     help="A data set whose networks and labels a new store begins with.",
 )  # fmt: skip
 @scheduler_option
+@click.option("--again", is_flag=True, help="Measure rows that are unstable once more.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def build(
     count: int, targets: str, store: Path, seed: int, workers: int, minutes: float | None, output: Path | None,
-    from_: Path | None, scheduler: str | None, quiet: bool,
+    from_: Path | None, scheduler: str | None, again: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw networks and label them. Interrupt it at any time: the same command goes on where it stopped.
 
@@ -67,8 +68,9 @@ def build(
                 files.unpack(from_, store, tell=lambda share: tell("unpacking", share, None, str(from_)))
         seconds = None if minutes is None else minutes * 60
         found = edge.build(
-            store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds, scheduler=scheduler
-        )
+            store, count=count, targets=names, seed=seed, workers=workers, tell=tell, seconds=seconds, scheduler=scheduler,
+            again=again,
+        )  # fmt: skip
         if output is not None:
             files.pack(store, output, tell=lambda share: tell("packing", share, None, str(output)))
     for target, counts in found.items():

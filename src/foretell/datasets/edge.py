@@ -160,7 +160,7 @@ def campaign_of(target: str) -> str:
 
 def build(
     path: Path, *, count: int, targets: Sequence[str], tell: Tell, seed: int = 0, workers: int = 0,
-    seconds: float | None = None, scheduler: str | None = None,
+    seconds: float | None = None, scheduler: str | None = None, again: bool = False,
 ) -> dict[str, dict[str, int]]:  # fmt: skip
     """Draw ``count`` networks and label them on ``targets``; returns the number of jobs by state of each target.
 
@@ -169,6 +169,7 @@ def build(
         workers: processes that label at once, each on a core of its own; 0: every core for estimates, half to measure.
         seconds: stop after about so many; None goes on to the end. The same call goes on from there.
         scheduler: address of a Dask scheduler whose workers label; ``workers`` are this machine's.
+        again: measure what is unstable once more, as on a quieter day.
 
     Raises:
         UsageError: another seed than the store's.
@@ -182,6 +183,8 @@ def build(
         backend.version()
         chosen.append((target, _settings(backend, target, workers)))
     store = Store(path)
+    for target, _ in chosen if again else ():
+        store.reopen(campaign_of(target.name), target.name, ("unstable",))
     start = time.monotonic()
     before = _finished(store, chosen)
 
