@@ -29,7 +29,7 @@ from peers import Clock, flops, kernel_forests, rates, train_gcn
 from foretell import api
 from foretell.bench import protocol
 from foretell.collector import held
-from foretell.datasets import parquet, teaching
+from foretell.datasets import teaching
 from foretell.datasets.teaching import Estimates, Example
 from foretell.errors import ForetellError
 from foretell.formats import read
@@ -40,7 +40,7 @@ from foretell.models.gnn_features import encode
 from foretell.models.table import anchored_s, lower_measured
 from foretell.predictor.evaluate import score
 from foretell.predictor.stack import Predictor
-from foretell.records import METRICS, Measurement
+from foretell.records import METRICS
 from foretell.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -81,20 +81,12 @@ class Group:
                 models.update({m.graph: store.model(m.graph) for m in part})
                 store.close()
             estimate = predictor.target.backend in ("vela", "zigzag", "tflite_micro")
-            for m in rows if estimate else self._levelled(rows, target):
+            for m in rows if estimate else protocol.merge(protocol.correct_drift(rows)):
                 if m.graph not in found:
                     graph = some.as_run(read(models[m.graph], name=m.name))
                     found[m.graph] = Example(m.graph, m.name, "", "real", graph, encode(graph))
                 found[m.graph].rows[target] = m
         return list(found.values())
-
-    def _levelled(self, rows: list[Measurement], target: str) -> list[Measurement]:
-        """Rows of a runtime, measured on another day than the data set's, brought to its level by the reference network."""
-        told = json.loads((self.a.dataset / parquet.CARD).read_text())["targets"].get(target, {}).get("reference_s")
-        now = protocol.reference_level(rows, rows[0].protocol) if rows else None
-        factor = told / now if told and now else 1.0
-        print(f"{target}: real networks times {factor:.3f}", flush=True)
-        return [replace(m, latency_s=m.latency_s and m.latency_s * factor) for m in protocol.merge(protocol.correct_drift(rows))]
 
     def lowered(self, nets: list[Example], target: str) -> list[Lowered]:
         return [self.predictors[target].lower(n.graph) for n in nets]

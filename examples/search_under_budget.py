@@ -4,8 +4,8 @@
     python examples/search_under_budget.py --latency-ms 8 --energy-mj 0.6 --memory-kib 300
 
 Optuna proposes networks of the OFA-MobileNetV3 space in batches; foretell predicts each batch at once: latency and fast memory
-on Ethos-U55-128, energy on an accelerator like a TPU. How good a network would be is not foretell's to say: here the logarithm
-of its MACs stands for it. Put your own accuracy predictor in its place.
+on Ethos-U55-128, energy on an accelerator like a TPU. How good a network would be is not foretell's to say: here its number
+of MACs stands for it. Put your own accuracy predictor in its place.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,25 +292,20 @@ def test_a_build_goes_on_from_a_data_set(labelled, tmp_path):
         files.unpack(labelled / "set", store)
 
 
-def test_labels_of_a_slower_day_are_brought_to_the_same_level(tmp_path, monkeypatch):
-    """What a data set holds and what is measured when all takes a third longer is one set, by the reference network."""
+def test_labels_of_quiet_moments_are_not_levelled_by_a_reference_that_met_busy_ones(tmp_path, monkeypatch):
+    """The reference network does not wait for quiet moments as labels do: what it took says nothing of them."""
     monkeypatch.setenv("FORETELL_FAKE", "{}")  # one that is measured
-    first = tmp_path / "first.sqlite"
-    edge.build(first, count=8, targets=["fake"], tell=quiet)
-    before = files.pack(first, tmp_path / "one")["targets"]["fake-f32-1t"]
-    assert before["reference_s"] > 0
-    later = tmp_path / "later.sqlite"
-    files.unpack(tmp_path / "one", later)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FORETELL_FAKE", json.dumps({"op_s": 5e10 / 1.33, "bytes_s": 1e10 / 1.33, "overhead_s": 2e-6 * 1.33}))
-        edge.build(later, count=20, targets=["fake"], tell=quiet)
-    files.pack(later, tmp_path / "two")
-    whole = tmp_path / "whole.sqlite"
-    edge.build(whole, count=20, targets=["fake"], tell=quiet)
-    files.pack(whole, tmp_path / "three")
-    two, three = (parquet.read(tmp_path / f).values("fake-f32-1t", "latency_s") for f in ("two", "three"))
-    ratio = two / three
-    assert np.median(ratio[8:]) / np.median(ratio[:8]) == pytest.approx(1.0, abs=0.02)
+    store = tmp_path / "s.sqlite"
+    real = campaign._State._reference
+    slow = iter([1.0, 3.0] * 100)
+    monkeypatch.setattr(campaign._State, "_reference", lambda self, *a: next(slow) * real(self, *a))
+    edge.build(store, count=14, targets=["fake"], tell=quiet)
+    raw = {m.name: m for m in Store(store).measurements("fake-f32-1t")}
+    assert len({round(r, 9) for m in raw.values() for r in m.process_reference_s}) > 1
+    files.pack(store, tmp_path / "set")
+    data = parquet.read(tmp_path / "set")
+    for label in data.labels:
+        assert label.latency_s == raw[data.networks[label.network].drawn.name].latency_s
 
 
 def test_unstable_rows_are_measured_again_when_asked(tmp_path, monkeypatch):
@@ -420,7 +417,7 @@ def test_from_is_checked_before_any_work(labelled, tmp_path):
         out = CliRunner().invoke(app, [*begin, "--store", str(tmp_path / "s.sqlite"), *more])
         assert what in str(out.exception)
         assert not (tmp_path / "s.sqlite").exists()
-    edge.build(tmp_path / "other.sqlite", count=4, targets=["fake"], tell=quiet)
+    edge.build(tmp_path / "other.sqlite", count=4, targets=["fake"], seed=1, tell=quiet)
     out = CliRunner().invoke(app, [*begin, "--store", str(tmp_path / "other.sqlite"), "--targets", "fake"])
     assert "another data set" in str(out.exception)
     files.unpack(labelled / "set", tmp_path / "s.sqlite")
@@ -440,3 +437,93 @@ def test_the_command_of_a_card_tells_how_many_each_target_labelled():
     text = card.rebuild(7, labels)
     assert "--seed 7 --count 4 --targets a " in text
     assert "--seed 7 --count 2 --targets b,c " in text
+
+
+def test_a_data_set_goes_on_only_with_the_tool_and_on_the_machine_of_its_labels(labelled, tmp_path, monkeypatch):
+    """Labels of another version, or measured on another processor, do not mix."""
+    monkeypatch.setenv("FORETELL_FAKE", "{}")  # one that is measured
+    folder = tmp_path / "set"
+    shutil.copytree(labelled / "set", folder)
+    card = json.loads((folder / "card.json").read_text())
+    begin = ["dataset", "build", "--count", "3", "--targets", "fake", "--store", str(tmp_path / "s.sqlite"), "--from", str(folder)]
+    for change, what in (({"cpu": "A phone"}, "A phone"), ({"runtime": "fake 0.0.1"}, "fake 0.0.1")):
+        card["targets"]["fake-f32-1t"] |= change
+        (folder / "card.json").write_text(json.dumps(card))
+        out = CliRunner().invoke(app, begin)
+        assert isinstance(out.exception, UsageError) and what in str(out.exception)
+        assert not (tmp_path / "s.sqlite").exists()
+        card = json.loads((labelled / "set" / "card.json").read_text())
+
+
+def test_what_a_store_lacks_of_a_data_set_is_told(labelled, tmp_path):
+    begin = ["dataset", "build", "--targets", "fake", "--from", str(labelled / "set"), "--quiet", "--count"]
+    edge.build(tmp_path / "short.sqlite", count=2, targets=["fake"], tell=quiet)
+    out = CliRunner().invoke(app, [*begin, "2", "--store", str(tmp_path / "short.sqlite")])
+    assert f"only the first 2 of the {COUNT} networks" in str(out.exception)
+    edge.extend(edge.specs_file(tmp_path / "bare.sqlite"), 0, COUNT, quiet)
+    out = CliRunner().invoke(app, [*begin, "2", "--store", str(tmp_path / "bare.sqlite")])
+    assert "lacks the labels of fake-f32-1t" in str(out.exception)
+
+
+def test_a_network_without_a_label_is_labelled_when_a_build_goes_on(labelled, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(labelled / "set", folder)
+    data = parquet.read(folder)
+    parquet.write(folder, data.networks, [x for x in data.labels if x.network != 1], data.card)
+    files.unpack(folder, tmp_path / "s.sqlite")
+    assert edge.build(tmp_path / "s.sqlite", count=COUNT, targets=["fake"], tell=quiet) == {"fake-f32-1t": {"done": COUNT}}
+    assert len(files.pack(tmp_path / "s.sqlite", tmp_path / "whole")["spaces"]) and len(parquet.read(tmp_path / "whole").labels) == COUNT
+
+
+def test_a_larger_data_set_is_not_overwritten(labelled, tmp_path):
+    shutil.copytree(labelled / "set", tmp_path / "set")
+    edge.build(tmp_path / "s.sqlite", count=2, targets=["fake"], tell=quiet)
+    with pytest.raises(UsageError, match=f"of {COUNT} labels lies there"):
+        files.pack(tmp_path / "s.sqlite", tmp_path / "set")
+    assert len(parquet.read(tmp_path / "set").labels) == COUNT
+
+
+@pytest.mark.parametrize("change", [
+    {"version": 99}, {"name": None}, {"rebuild": None}, {"targets": {"fake-f32-1t": {"verdicts": None}}},
+    {"spaces": {"resnet": {"task": "x", "networks": 1, "macs": [1]}}},
+])  # fmt: skip
+def test_info_refuses_cards_that_lack_something(labelled, tmp_path, change):
+    shutil.copytree(labelled / "set", tmp_path / "set")
+    card = json.loads((labelled / "set" / "card.json").read_text())
+    for k, v in change.items():
+        card.pop(k)
+        if v is not None:
+            card[k] = v
+    (tmp_path / "set" / "card.json").write_text(json.dumps(card))
+    out = CliRunner().invoke(app, ["dataset", "info", str(tmp_path / "set")])
+    assert isinstance(out.exception, FormatError)
+
+
+def test_a_card_of_brackets_is_refused(labelled, tmp_path):
+    shutil.copytree(labelled / "set", tmp_path / "set")
+    (tmp_path / "set" / "card.json").write_text("[" * 100_000)
+    with pytest.raises(FormatError, match="no card"):
+        parquet.read(tmp_path / "set")
+
+
+@pytest.mark.parametrize("change", ["twice", "nothing", "zero", "column"])
+def test_labels_that_say_nothing_or_twice_are_refused(labelled, tmp_path, change):
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "set"
+    shutil.copytree(labelled / "set", folder)
+    data = parquet.read(folder)
+    first = data.labels[0]
+    if change == "column":
+        path = folder / parquet.LABELS
+        pq.write_table(pq.read_table(path).drop_columns(["latency_s"]), path)
+        card = json.loads((folder / "card.json").read_text())
+        card["sha256"][parquet.LABELS] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "card.json").write_text(json.dumps(card))
+    else:
+        other = {"twice": first, "nothing": replace(first, latency_s=None, peak_memory_bytes=None, energy_j=None),
+                 "zero": replace(first, latency_s=0.0)}[change]  # fmt: skip
+        labels = [*data.labels, first] if change == "twice" else [other, *data.labels[1:]]
+        parquet.write(folder, data.networks, labels, data.card)
+    with pytest.raises(FormatError, match="twice" if change == "twice" else "damaged"):
+        parquet.read(folder)

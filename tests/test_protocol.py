@@ -61,19 +61,16 @@ def test_the_two_quietest_processes_decide_where_a_machine_is_shared():
     assert lowest(1.0, 1.01, cpu_share=0.5).verdict == "ok"
 
 
-def test_slow_spells_are_no_drift_where_the_quietest_decide():
-    """Half of all reference runs are slow; later the whole machine is a tenth slower."""
+def test_rows_of_quiet_moments_stay_as_they_are():
+    """The reference network meets what is there, labels wait: on a busy machine it took up to three times as long, and rows that were
+    divided by it were off by up to a half."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(200):
-        t, slow = i * 30.0, 1.1 if i >= 100 else 1.0
-        spells = np.where(rng.random(5) < 0.5, 1.4, 1.0) * slow
-        times = [t + k for k in range(5)]
-        figure = protocol.figure_of(spells, protocol.LOWEST)
-        rows.append(replace(row(spells, times, 5e-3 * spells), protocol=protocol.LOWEST, latency_s=figure))
-    figures = np.array([m.latency_s for m in protocol.correct_drift(rows)])
-    quiet = [np.median(figures[:100]), np.median(figures[100:])]
-    assert quiet[1] / quiet[0] == pytest.approx(1.0, abs=0.02)
+        times = [i * 30.0 + k for k in range(5)]
+        busy = np.where(rng.random(5) < (0.9 if i >= 100 else 0.1), 3.0, 1.0)
+        rows.append(replace(row([1.0] * 5, times, 5e-3 * busy), protocol=protocol.LOWEST))
+    assert protocol.correct_drift(rows) == rows
 
 
 def test_kernel_times_are_medians_over_processes():

@@ -53,7 +53,6 @@ def test_runtimes_labels_agree_with_each_other(shipped):
     both = np.isfinite(values["ort-f32-1t"]) & np.isfinite(values["litert-int8-1t"])
     assert both.sum() > 900
     assert spearman(values["ort-f32-1t"][both], values["litert-int8-1t"][both]) > 0.7  # one in f32, the other in int8
-    assert all(shipped.card["targets"][t]["reference_s"] > 0 for t in values)
 
 
 def test_networks_are_rebuilt_as_they_were(shipped):

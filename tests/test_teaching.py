@@ -35,7 +35,7 @@ def folder(predictor, tmp_path_factory):
         parquet.Label(i, TARGET, "ok", 1.33 * p.latency_s.value, None, round(p.peak_memory_bytes.value)) for i, p in enumerate(told)
     ]
     labels[0] = replace(labels[0], verdict="failed", latency_s=None, peak_memory_bytes=None)
-    card = {"seed": 3, "spaces": {}, "splits": {}, "targets": {TARGET: {"protocol": "p10-median/1", "runtime": "made up"}}}
+    card = {"version": 1, "seed": 3, "spaces": {}, "splits": {}, "targets": {TARGET: {"protocol": "p10-median/1", "runtime": "made up"}}}
     out = tmp_path_factory.mktemp("teaching") / "set"
     parquet.write(out, networks, labels, card)
     return out
@@ -88,6 +88,28 @@ def test_what_is_taught_corrects_and_is_the_default(folder, predictor, tmp_path,
     monkeypatch.setattr(teaching, "train", None)  # kept: the same call trains nothing again
     again = teaching.teach(folder, {TARGET: predictor}, tmp_path, visits=3000)[TARGET]
     assert again.latencies_s([test[0][1].drawn.spec.graph()]) == pytest.approx(told[:1])
+
+
+def test_a_kept_training_is_told_by_all_that_it_follows_from(folder, predictor, few):
+    found = [e for e in teaching.examples(folder, {TARGET: predictor}) if e.split == "train"]
+    heads = teaching.heads_of(found, [TARGET])[:1]
+    labels, settings = teaching.labels_of(found, heads), teaching.settings_for(len(found), 1000, True)
+    none = [(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 1)))] * len(found)
+    some = [(np.zeros(1, int), np.zeros(1, int), np.ones((1, 1)))] * len(found)
+
+    class Twice(teaching.Estimates):
+        def of(self, *a):
+            return [(2 * figures, nodes) for figures, nodes in super().of(*a)]
+
+    other = [replace(e, encoded=replace(e.encoded, x=e.encoded.x + 1)) for e in found]
+    first = teaching._digest(found, labels, settings, heads, none, teaching.Estimates(predictor))
+    assert first == teaching._digest(found, labels, settings, heads, none, teaching.Estimates(predictor))
+    assert len({
+        first, teaching._digest(found, labels, settings, heads, none, None),
+        teaching._digest(found, labels, settings, heads, none, Twice(predictor)),
+        teaching._digest(found, labels, settings, heads, some, teaching.Estimates(predictor)),
+        teaching._digest(other, labels, settings, heads, none, teaching.Estimates(predictor)),
+    }) == 5  # fmt: skip
 
 
 def test_a_kept_training_that_is_damaged_is_made_anew(folder, predictor, tmp_path, few):

@@ -86,7 +86,8 @@ def _fail(text: str, code: int) -> NoReturn:
 @shape_option
 @batch_option
 @click.option(
-    "--method", default="default", show_default=True, help="Estimator: default, layer model, block, gnn, residual or stack."
+    "--method", default="default", show_default=True,
+    help="Estimator: default, roofline, refined_roofline, statistical, mixed, flydel, block, gnn, residual or stack.",
 )
 @click.option("--top", default=10, show_default=True, help="How many kernels to list; 0 for none, -1 for all.")
 @format_option

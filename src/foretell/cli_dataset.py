@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from foretell.cli_common import format_option, scheduler_option
-from foretell.errors import UsageError
+from foretell.errors import FormatError, UsageError
 
 _TARGETS = "ethos-u55-128,ethos-u65-256"
 
@@ -48,12 +48,20 @@ def build(
     With --output, all labels of the store are written there, whichever call made them. With --from, a store that is not
     there yet takes over a data set, so that it can be extended by more networks or targets.
     """
+    from foretell import backends
+    from foretell.bench import farm
     from foretell.datasets import edge, files, parquet
     from foretell.report.progress import ProgressLine
 
     names = [t for t in targets.split(",") if t]
     if not names:
         raise UsageError("no targets", try_=f"--targets {_TARGETS}")
+    # What is missing is told before hours of work, not after.
+    if output is not None:
+        parquet.arrow()
+    if scheduler is not None:
+        for name in names:
+            farm.slots(scheduler, backends.resolve(name, "", 1)[1])
     with ProgressLine("dataset", quiet=quiet) as line:
 
         def tell(stage: str, share: float, left: float | None, text: str) -> None:
@@ -61,7 +69,7 @@ def build(
             line.update(share, left, text)
 
         if from_ is not None:
-            edge.check(names, seed, parquet.read(from_).card["seed"])
+            edge.check(names, seed, parquet.read(from_).card, str(from_))
             if edge.specs_file(store).is_file():
                 files.check_begins_with(from_, store)
             else:
@@ -87,7 +95,11 @@ def info(folder: Path, png: Path | None, form: str) -> None:
     from foretell.report import dataset_sheets, tables
 
     found = parquet.read(folder)
-    tables.show(*dataset_sheets.info(found.card), form)
+    try:
+        sheets = dataset_sheets.info(found.card)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise FormatError(f"the card is damaged ({type(e).__name__}: {e})", where=str(folder / parquet.CARD)) from None
+    tables.show(*sheets, form)
     if png is not None:
         import numpy as np
 
@@ -125,6 +137,8 @@ def teach(folder: Path, targets: str, output: Path, visits: int, quiet: bool) ->
     from foretell.report.progress import ProgressLine
 
     names = [t for t in targets.split(",") if t]
+    if not names:
+        raise UsageError("no targets", try_=f"--targets {_TARGETS}")
     predictors = {p.target.name: p for p in map(api.load, names)}
     precisions = {p.target.precision for p in predictors.values()}
     if len(precisions) != 1:

@@ -173,10 +173,10 @@ class Store:
                     (campaign, i, graph, processes),
                 )
 
-    def add_finished(self, campaign: str, jobs: Sequence[tuple[str, str]]) -> None:
+    def add_finished(self, campaign: str, jobs: Sequence[tuple[str, str]], processes: int = 1) -> None:
         """Append jobs that were done elsewhere, as (graph hash, ``done`` or ``failed``); their rows come by
-        :meth:`add_measurements`."""
-        self.add_jobs(campaign, [(graph, 1) for graph, _ in jobs])
+        :meth:`add_measurements`. ``processes`` are for when they are reopened."""
+        self.add_jobs(campaign, [(graph, processes) for graph, _ in jobs])
         with self._transaction() as db:
             db.executemany(
                 "UPDATE jobs SET state = ? WHERE campaign = ? AND graph = ? AND state = 'pending'",
@@ -230,8 +230,8 @@ class Store:
                 (campaign, owner()),
             )
 
-    def reopen(self, campaign: str, target: str, verdicts: Sequence[str]) -> int:
-        """Forget a campaign's measurements of these verdicts so that they are made again; returns how many."""
+    def reopen(self, campaign: str, target: str, verdicts: Sequence[str], *, keep: bool = False) -> int:
+        """Let a campaign's measurements of these verdicts be made again; returns how many. ``keep``: until then they stay."""
         marks = ", ".join("?" * len(verdicts))
         chosen = (
             "SELECT m.graph FROM measurements m JOIN jobs j ON j.graph = m.graph "
@@ -240,7 +240,7 @@ class Store:
         with self._transaction() as db:
             graphs = [g for (g,) in db.execute(chosen, (campaign, target, *verdicts)).fetchall()]
             for graph in graphs:
-                for table in ("measurements", "runs"):
+                for table in ("runs",) if keep else ("measurements", "runs"):
                     db.execute(f"DELETE FROM {table} WHERE graph = ? AND target = ?", (graph, target))
                 db.execute(
                     "UPDATE jobs SET state = 'pending', attempts = 0 WHERE campaign = ? AND graph = ?",
@@ -267,6 +267,10 @@ class Store:
     def campaigns(self) -> list[str]:
         """Names of all campaigns, the first one first."""
         return [name for (name,) in self._rows("SELECT campaign FROM jobs GROUP BY campaign ORDER BY MIN(rowid)")]
+
+    def graphs_of(self, campaign: str) -> set[str]:
+        """The graphs that a campaign has jobs for."""
+        return {g for (g,) in self._rows("SELECT graph FROM jobs WHERE campaign = ?", (campaign,))}
 
     def counts(self, campaign: str) -> dict[str, int]:
         """Number of jobs by state."""
@@ -295,12 +299,14 @@ class Store:
         return {p: (None if e else Run.from_dict(json.loads(zlib.decompress(b))), e, s) for p, e, s, b in rows}
 
     def finish(self, campaign: str, measurement: Measurement) -> None:
-        """Commit a measurement and close its job, in one transaction."""
+        """Commit a measurement and close its job, in one transaction. That of a job that is closed stays as it is."""
         payload = zlib.compress(json.dumps(asdict(measurement)).encode())
         m = measurement
         with self._transaction() as db:
+            job = db.execute("SELECT state FROM jobs WHERE campaign = ? AND graph = ?", (campaign, m.graph)).fetchone()
+            again = "REPLACE" if job in (("pending",), ("leased",)) else "IGNORE"
             db.execute(
-                "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)",
+                f"INSERT OR {again} INTO measurements VALUES (?, ?, ?, ?, ?, ?)",
                 (m.graph, m.target.name, m.protocol, m.verdict, payload, time.time()),
             )
             db.execute(

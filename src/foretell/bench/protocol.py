@@ -33,7 +33,6 @@ PROCESSES = 3
 EXTRA_PROCESSES = 2
 MAX_SPREAD = 0.10
 _MOST_APART = {PROTOCOL: MAX_SPREAD, LOWEST: 0.05}  # between the processes that decide
-_DRIFT_QUANTILE = {PROTOCOL: 0.5, LOWEST: 0.1}  # of the reference figures around a time
 DRIFT_WINDOW_S = 180.0
 DRIFT_NEAREST = 7  # at least so many reference runs decide
 MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
@@ -139,48 +138,41 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
     return tuple(replace(k, latency_s=float(t)) for k, t in zip(runs[0], times, strict=True))
 
 
-def reference_level(measurements: Sequence[Measurement], rule: str) -> float | None:
-    """The reference figure, in seconds, to which :func:`correct_drift` brings rows of a protocol; None if too few tell one."""
-    points = _references(measurements)
-    if len(points) < 2 * DRIFT_NEAREST:
-        return None
-    return float(np.quantile([r for _, r in points], _DRIFT_QUANTILE.get(rule, 0.5)))
-
-
 def _references(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
     """When reference networks ran, and what they took."""
     return sorted(
-        {(t, r) for m in measurements for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
+        {(t, r) for m in measurements if m.protocol != LOWEST
+         for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
     )
 
 
 def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
     """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
 
-    The drift at a time is the median of the reference figures around it over the median of all of them (under
-    :data:`LOWEST` the 10th percentile). Rows without a reference stay as they are. Correct all rows that are compared in
-    one call.
+    The drift at a time is the median of the reference figures around it over the median of all of them. Rows without a
+    reference stay as they are, and those of :data:`LOWEST`: they are of quiet moments, which the reference did not wait for.
+    Correct all rows that are compared in one call.
     """
     points = _references(measurements)
     if len(points) < 2 * DRIFT_NEAREST:
         return list(measurements)
     times = np.array([t for t, _ in points])
     reference = np.array([r for _, r in points])
-    usual = {q: float(np.quantile(reference, q)) for q in _DRIFT_QUANTILE.values()}
+    usual = float(np.median(reference))
 
-    def drift(t: float, q: float) -> float:
+    def drift(t: float) -> float:
         away = np.abs(times - t)
         near = np.flatnonzero(away <= DRIFT_WINDOW_S)
         if near.size < DRIFT_NEAREST:
             near = np.argsort(away)[:DRIFT_NEAREST]
-        return float(np.quantile(reference[near], q)) / usual[q]
+        return float(np.median(reference[near])) / usual
 
     out = []
     for m in measurements:
-        if m.latency_s is None or not any(m.process_reference_s):
+        if m.latency_s is None or m.protocol == LOWEST or not any(m.process_reference_s):
             out.append(m)
             continue
-        factors = np.array([drift(t, _DRIFT_QUANTILE.get(m.protocol, 0.5)) for t in m.process_started])
+        factors = np.array([drift(t) for t in m.process_started])
         latencies = np.array(m.process_latency_s) / factors
         factor = float(np.median(factors))
         out.append(

@@ -21,8 +21,8 @@ _METHOD = (
     "evenly over MACs and depth within each space. A network is a spec, from which the graph, the ONNX file and the "
     "int8 TFLite file are rebuilt bit for bit; weights are random, of a fixed seed. Rows of Vela and ZigZag are "
     "estimates of those tools, not silicon: one run, deterministic. Rows of runtimes are measured by the protocol "
-    "named in the card, corrected for the machine's drift: p10-median takes the median over processes of each one's 10th "
-    "percentile, p10-quiet the mean of the two lowest, in moments that a probe calls quiet. A network that a tool refuses "
+    "named in the card: p10-median takes the median over processes of each one's 10th percentile, corrected for the machine's "
+    "drift, p10-quiet the mean of the two lowest, in moments that a probe calls quiet. A network that a tool refuses "
     "is a failed row."
 )
 _LICENCE = "Apache-2.0"
@@ -30,10 +30,9 @@ _LICENCE = "Apache-2.0"
 
 def make(
     networks: Sequence[Network], labels: Sequence[Label], *, name: str, version: int, seed: int,
-    examples: Mapping[str, Measurement], references: Mapping[str, float],
+    examples: Mapping[str, Measurement],
 ) -> dict[str, Any]:  # fmt: skip
-    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances,
-    ``references`` what the reference network took where a target was measured, in seconds."""
+    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances."""
     spaces = {}
     for space in SPACES:
         rows = [n for n in networks if n.drawn.spec.space == space]
@@ -49,8 +48,9 @@ def make(
         good = [x for x in rows_ if x.verdict == "ok"]
         targets[target] = {
             "backend": example.target.backend, "runtime": str(example.environment.get("runtime", "")),
-            "estimate": example.estimate, "protocol": example.protocol, "precision": example.target.precision,
-            "reference_s": references.get(target), "verdicts": dict(Counter(x.verdict for x in rows_)),
+            "cpu": str(example.environment.get("cpu") or cpu_name()), "estimate": example.estimate,
+            "protocol": example.protocol, "precision": example.target.precision,
+            "verdicts": dict(Counter(x.verdict for x in rows_)),
             **{m: _figures([getattr(x, m) for x in good]) for m in METRICS},
         }  # fmt: skip
     return {

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from foretell.formats.onnx_write import write_onnx
 from foretell.formats.tflite_write import write_tflite
 from foretell.generate.tasks.sampler import Drawn, sample
 from foretell.generate.tasks.spec import Spec
+from foretell.host import cpu_name
 from foretell.records import Target
 from foretell.store import Store, graph_hash
 
@@ -141,16 +142,37 @@ def extend(path: Path, seed: int, count: int, tell: Tell) -> list[Row]:
     return rows[:count]
 
 
-def check(targets: Sequence[str], seed: int, found: int) -> None:
-    """Raise, before any work is done, for targets that are none, or a seed that is not ``found``.
+def check(targets: Sequence[str], seed: int, card: Mapping[str, Any], where: str) -> None:
+    """Raise, before any work is done, for targets that are none, or that cannot go on from the data set of ``card``: another
+    seed, another version of a target's tool, another machine than the one that measured.
 
     Raises:
-        UsageError: another seed; TargetError: an unknown target; MissingExtraError: a target's tool is not installed.
+        UsageError: cannot go on; TargetError: an unknown target; MissingExtraError: a target's tool is not installed.
     """
-    if found != seed:
-        raise UsageError(f"its networks were drawn with seed {found}", try_=f"--seed {found}")
+    if card["seed"] != seed:
+        raise UsageError(f"its networks were drawn with seed {card['seed']}", where=where, try_=f"--seed {card['seed']}")
     for name in targets:
-        backends.resolve(name, "", 1)[0].version()
+        backend, target = backends.resolve(name, "", 1)
+        version = backend.version()
+        told = card["targets"].get(target.name)
+        if told is None:
+            continue
+        runtime, cpu = str(told.get("runtime", "")), str(told.get("cpu", card.get("cpu", "")))
+        other = ""
+        if not f" {runtime}".endswith(f" {version}"):
+            other = f"{runtime}, not of {version}"
+        elif not backend.estimate and cpu != cpu_name():
+            other = f"a machine with {cpu}, not {cpu_name()}"
+        if other:
+            raise UsageError(
+                f"its labels of {target.name} are of {other}: they do not mix", where=where,
+                try_="other targets, or a store of its own without --from",
+            )  # fmt: skip
+
+
+def processes_of(target: Target) -> int:
+    """How many processes a label takes."""
+    return 1 if backends.get(target.backend).estimate else _PROCESSES
 
 
 def campaign_of(target: str) -> str:
@@ -184,7 +206,9 @@ def build(
         chosen.append((target, _settings(backend, target, workers)))
     store = Store(path)
     for target, _ in chosen if again else ():
-        store.reopen(campaign_of(target.name), target.name, ("unstable",))
+        campaign = campaign_of(target.name)
+        if not {"pending", "leased"} & set(store.counts(campaign)):  # otherwise it goes on where it stopped
+            store.reopen(campaign, target.name, ("unstable",), keep=True)
     start = time.monotonic()
     before = _finished(store, chosen)
 
@@ -233,15 +257,15 @@ def _limited(settings: Settings, seconds: float) -> Settings:
 def _enqueue(store: Store, target: Target, rows: Sequence[Row]) -> None:
     """Add the rows that the target's campaign lacks."""
     campaign = campaign_of(target.name)
-    have = sum(store.counts(campaign).values())
-    processes = 1 if backends.get(target.backend).estimate else _PROCESSES
-    for row in rows[have:]:
+    have = store.graphs_of(campaign)
+    missing = [row for row in rows if row.graph not in have]
+    for row in missing:
         try:
             store.model(row.graph)
         except StoreError:
             data = onnx_file(row.drawn.spec)
             store.add_graph(row.graph, row.drawn.name, row.drawn.spec.space, "generated", data)
-    store.add_jobs(campaign, [(row.graph, processes) for row in rows[have:]])
+    store.add_jobs(campaign, [(row.graph, processes_of(target)) for row in missing])
 
 
 def _finished(store: Store, chosen: Sequence[tuple[Target, Settings]]) -> int:

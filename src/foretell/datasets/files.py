@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import defaultdict
@@ -45,18 +46,14 @@ def pack(
     labels: list[parquet.Label] = []
     kernels: list[tuple[ExecutedKernel, ...]] = []
     examples: dict[str, Measurement] = {}
-    references: dict[str, float] = {}
     prefix = edge.campaign_of("")
     for target in targets or [c.removeprefix(prefix) for c in kept.campaigns() if c.startswith(prefix)]:
         found = [m for m in kept.measurements(target, edge.campaign_of(target)) if m.graph in place]
-        level = protocol.reference_level(found, found[0].protocol) if found else None
         found = protocol.correct_drift(found)
         found.sort(key=lambda m: place[m.graph])
         good = next((m for m in found if m.verdict == "ok"), None)
         if good is not None:
             examples[target] = good
-            if level is not None:
-                references[target] = level
             labels += [_label(m, place[m.graph]) for m in found]
             kernels += [m.kernels for m in found]
     if not labels:
@@ -71,10 +68,22 @@ def pack(
         networks.append(parquet.Network(drawn, parquet.split_of(drawn)))
         if tell is not None:
             tell((i + 1) / last)
-    card = cards.make(networks, labels, name=edge.NAME, version=edge.VERSION, seed=seed, examples=examples, references=references)
+    more = _labels_there(folder)
+    if more > len(labels):
+        what = f"a data set of {more} labels lies there, here are {len(labels)}"
+        raise UsageError(what, where=str(folder), try_="another --output")
+    card = cards.make(networks, labels, name=edge.NAME, version=edge.VERSION, seed=seed, examples=examples)
     written = parquet.write(folder, networks, labels, card, kernels)
     (folder / "README.md").write_text(cards.markdown(written), encoding="utf-8")
     return written
+
+
+def _labels_there(folder: Path) -> int:
+    """How many labels the data set in a folder holds, 0 where there is none."""
+    try:
+        return int(json.loads((folder / parquet.CARD).read_text(encoding="utf-8"))["labels"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
 
 
 def unpack(folder: Path, store: Path, tell: Callable[[float], None] | None = None) -> int:
@@ -111,7 +120,7 @@ def unpack(folder: Path, store: Path, tell: Callable[[float], None] | None = Non
     for t in data.targets:
         verdicts = {label.network: label.verdict for label in data.labels if label.target == t}
         finished = [(drawn_rows[i].graph, "failed" if v == "failed" else "done") for i, v in sorted(verdicts.items())]
-        kept.add_finished(edge.campaign_of(t), finished)
+        kept.add_finished(edge.campaign_of(t), finished, edge.processes_of(backends.resolve(t, "", 1)[1]))
     edge.write_specs(path, int(data.card["seed"]), drawn_rows)
     return len(data.labels)
 
@@ -121,10 +130,19 @@ def check_begins_with(folder: Path, store: Path) -> None:
     seed, drawn_rows = edge.read_specs(edge.specs_file(store))
     data = parquet.read(folder)
     ours = [r.drawn.hash for r in drawn_rows]
-    if seed != data.card["seed"] or any(
-        not h.startswith(n.drawn.hash) for h, n in zip(ours, data.networks, strict=False)
-    ) or len(ours) < len(data.networks):  # fmt: skip
-        raise UsageError("the store holds another data set", where=str(store), try_="another --store, or no --from")
+    alike = all(h.startswith(n.drawn.hash) for h, n in zip(ours, data.networks, strict=False))
+    kept = Store(store)
+    lacks = [t for t in data.targets if not kept.counts(edge.campaign_of(t))]
+    kept.close()
+    problem = ""
+    if seed != data.card["seed"] or not alike:
+        problem = "the store holds another data set"
+    elif len(ours) < len(data.networks):
+        problem = f"the store holds only the first {len(ours)} of the {len(data.networks)} networks of {folder}"
+    elif lacks:
+        problem = f"the store lacks the labels of {', '.join(lacks)} that {folder} holds"
+    if problem:
+        raise UsageError(problem, where=str(store), try_="another --store, which begins with it, or no --from")
 
 
 def rows(
@@ -143,7 +161,8 @@ def rows(
     for t in resolved:
         try:
             card = data.card["targets"][t]
-            about[t] = str(card["protocol"]), str(card["runtime"]), float(card.get("reference_s") or 0.0)
+            cpu = str(card.get("cpu") or data.card.get("cpu") or "")
+            about[t] = str(card["protocol"]), str(card["runtime"]), cpu
         except (KeyError, TypeError, ValueError, AttributeError):
             raise FormatError(f"its card does not tell of {t}", where=str(folder / parquet.CARD)) from None
     by_network: dict[int, list[int]] = defaultdict(list)
@@ -155,19 +174,14 @@ def rows(
         for i in by_network[number]:
             label = data.labels[i]
             backend, target = resolved[label.target]
-            protocol_, runtime, reference = about[label.target]
-            # As if of processes long ago, one a second, that met a reference network as quick as the card says: rows that
-            # are measured later, perhaps on a slower day, are brought to the same level.
-            once: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] = ((), (), ())
-            if reference > 0 and label.latency_s is not None:
-                once = (float(label.latency_s),), (float(number),), (reference,)
+            protocol_, runtime, cpu = about[label.target]
             found.append(
                 Measurement(
                     n.drawn.hash, n.drawn.name, n.drawn.spec.space, "generated", target, protocol_, label.verdict,
-                    label.latency_s, *once,
+                    label.latency_s,
                     peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j, noise=label.noise,
                     kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
-                    environment={"runtime": runtime},
+                    environment={"runtime": runtime, "cpu": cpu},
                 )
             )  # fmt: skip
         yield found

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 NETWORKS, LABELS, CARD = "networks.parquet", "labels.parquet", "card.json"
 SPLITS = ("train", "validation", "test")
 VERDICTS = ("ok", "unstable", "failed")
+VERSION = 1  # of the format
 _SHARES = (0.85, 0.90)  # of the hash's range: train below the first, validation below the second
 _COUNTS = ("number", "macs", "weights", "depth", "nodes")
 _MOST_ROWS = 50_000_000
@@ -109,7 +110,7 @@ def write(
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
-    pa, pq = _pyarrow()
+    pa, pq = arrow()
     folder.mkdir(parents=True, exist_ok=True)
     d = [n.drawn for n in networks]
     columns: dict[str, Any] = {
@@ -154,7 +155,8 @@ def _words(pa: Any, values: Sequence[str]) -> Any:
     return pa.array(values, pa.string()).dictionary_encode()
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def arrow() -> tuple[Any, Any]:
+    """pyarrow and its module of Parquet. Raises MissingExtraError."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -170,24 +172,30 @@ def read(folder: Path) -> DataSet:
         MissingExtraError: pyarrow is not installed.
         FormatError: not a data set, or damaged; the message says where.
     """
-    _pyarrow()
+    arrow()
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         sums = card["sha256"]
         parts = {k: isinstance(card.get(k), dict) for k in ("sha256", "spaces", "targets", "splits")}
-        if not all(parts.values()) or not isinstance(card.get("seed"), int):
-            raise ValueError("without " + ", ".join(k for k, there in parts.items() if not there) + " or a seed")
+        parts["seed"] = isinstance(card.get("seed"), int)
+        if not all(parts.values()):
+            raise ValueError("without " + ", ".join(k for k, there in parts.items() if not there))
+        if card.get("version") != VERSION:
+            raise ValueError(f"of version {card.get('version')}, not {VERSION}")
         if not all(isinstance(part, dict) for k in ("spaces", "targets") for part in card[k].values()):
             raise ValueError("spaces or targets that are none")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise FormatError(f"no card of a data set ({e})", where=str(folder / CARD)) from None
     if (folder / KERNELS).exists() or KERNELS in sums:
         try:
             _file(folder, KERNELS, sums)
-        except (OSError, _pyarrow()[0].ArrowException) as e:
+        except (OSError, arrow()[0].ArrowException) as e:
             raise FormatError(f"cannot be read ({e})", where=str(folder / KERNELS)) from None
     networks = [_network(row, i, folder) for i, row in enumerate(_rows(folder, NETWORKS, sums))]
     labels = [_label(row, i, len(networks), folder) for i, row in enumerate(_rows(folder, LABELS, sums))]
+    for name, keys in ((NETWORKS, [n.drawn.hash for n in networks]), (LABELS, [(x.network, x.target) for x in labels])):
+        if len(set(keys)) < len(keys):
+            raise FormatError("holds a row twice", where=str(folder / name))
     return DataSet(tuple(networks), tuple(labels), card)
 
 
@@ -199,7 +207,7 @@ def kernels(folder: Path, data: DataSet) -> KernelTable | None:
     """
     if KERNELS not in data.card["sha256"]:
         return None
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     path = folder / KERNELS
     sizes = [data.networks[x.network].drawn.nodes for x in data.labels]
     try:
@@ -210,7 +218,7 @@ def kernels(folder: Path, data: DataSet) -> KernelTable | None:
 
 def _file(folder: Path, name: str, sums: Mapping[str, Any]) -> pyarrow.parquet.ParquetFile:
     """An open file whose checksum is right. Raises FormatError, OSError or ArrowException."""
-    pa, pq = _pyarrow()
+    pa, pq = arrow()
     path = folder / name
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sums.get(name):
@@ -222,7 +230,7 @@ def _file(folder: Path, name: str, sums: Mapping[str, Any]) -> pyarrow.parquet.P
 
 
 def _rows(folder: Path, name: str, sums: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     try:
         for batch in _file(folder, name, sums).iter_batches():
             yield from batch.to_pylist()
@@ -241,18 +249,20 @@ def _network(row: Mapping[str, Any], at: int, folder: Path) -> Network:
             counts["nodes"],
         )  # fmt: skip
         return Network(drawn, row["split"])
-    except (KeyError, ValueError, TypeError, UsageError) as e:
+    except (KeyError, ValueError, TypeError, UsageError, RecursionError) as e:
         raise FormatError(f"row {at} is damaged ({e})", where=str(folder / NETWORKS)) from None
 
 
 def _label(row: Mapping[str, Any], at: int, networks: int, folder: Path) -> Label:
     try:
-        label = Label(**row)
+        label = Label(**{f.name: row[f.name] for f in fields(Label)})
         figures = (label.latency_s, label.energy_j, label.peak_memory_bytes, label.noise)
         if not 0 <= label.network < networks or label.verdict not in VERDICTS or not isinstance(label.target, str):
             raise ValueError("out of range")
         if any(v is not None and not 0 <= v < float("inf") for v in figures):
             raise ValueError("a figure that is none")
+        if label.verdict == "ok" and (not any(figures[:3]) or 0 in figures[:3]):
+            raise ValueError("ok without a figure")
         return label
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, KeyError) as e:
         raise FormatError(f"row {at} is damaged ({e})", where=str(folder / LABELS)) from None

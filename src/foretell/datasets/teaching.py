@@ -32,6 +32,7 @@ Tell = Callable[[str, float, float | None], None]  # what is being done, share d
 VISITS = 600_000  # graphs that a training looks at: epochs times networks
 _FEWEST = 100  # labels that a head needs
 _JUDGES = 20  # networks of the validation split, which set intervals
+_SAMPLE = 50  # graphs whose estimates tell predictors apart
 _AT_ONCE = 200  # graphs that are priced together
 
 
@@ -142,7 +143,8 @@ def learn(
     use = np.asarray(np.isfinite(labels).any(axis=0))
     heads, labels = tuple(h for h, u in zip(heads, use, strict=True) if u), labels[:, use]
     chosen = settings_for(len(found), visits, estimates is not None)
-    run = _digest(found, labels, chosen)
+    told = [kernels_of(e.graph, list(e.rows.values()), heads) for e in found]
+    run = _digest(found, labels, chosen, heads, told, estimates)
     if file.exists():
         try:
             with safe_open(file, "np") as kept:
@@ -153,7 +155,6 @@ def learn(
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, ForetellError):
             pass  # not ours, or cut short: it is made anew
     encoded = [e.encoded for e in found] if estimates is None else estimates.corrected(found, heads, tell)
-    told = [kernels_of(e.graph, list(e.rows.values()), heads) for e in found]
     checkpoint = file.with_name(f"{file.stem}-{run[:12]}.checkpoint")
     start = time.process_time()
     network = train(
@@ -167,10 +168,21 @@ def learn(
     return network, seconds
 
 
-def _digest(found: Sequence[Example], labels: Array, settings: Settings) -> str:
+def _digest(
+    found: Sequence[Example], labels: Array, settings: Settings, heads: tuple[str, ...],
+    kernels: Sequence[tuple[Array, Array, Array]], estimates: Estimates | None,
+) -> str:  # fmt: skip
+    """What a training follows from: labels, kernels, rows as this version encodes them, and, by a sample of the graphs, the
+    predictor that is corrected."""
     told = hashlib.sha256(np.nan_to_num(labels).tobytes())
     told.update("".join(e.key for e in found).encode())
-    told.update(repr(settings).encode())
+    told.update(repr((settings, heads)).encode())
+    for e, arrays in zip(found, kernels, strict=True):
+        for a in (e.encoded.x, e.encoded.op, e.encoded.source, e.encoded.target, *arrays):
+            told.update(np.ascontiguousarray(a).tobytes())
+    if estimates is not None:
+        for figures, nodes in estimates.of(found[:: max(1, len(found) // _SAMPLE)], heads):
+            told.update(figures.tobytes() + nodes.tobytes())
     return told.hexdigest()
 
 

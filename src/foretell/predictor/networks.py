@@ -31,8 +31,10 @@ def network_of(predictor: Predictor, method: str, metric: str = "") -> GraphNetw
     network = predictor.gnn_ if method == "gnn" else predictor.residual_
     name = predictor.target.name
     if network is None or (metric and f"{name}/{metric}" not in network.heads):
-        what = f"{name} has no graph network" + (f" for {metric}" if network is not None else "")
-        raise UsageError(what, where=f"method {method}", try_="one of " + ", ".join(predictor.methods))
+        kind = "graph" if method == "gnn" else "residual"
+        what = f"{name} has no {kind} network" + (f" for {metric}" if network is not None else "")
+        known = ", ".join(m for m in predictor.methods if m != method)
+        raise UsageError(what, where=f"method {method}", try_=f"one of {known}; foretell dataset teach makes one")
     return network
 
 

@@ -571,7 +571,7 @@ class Predictor:
                     for metric, total in zip(UTILISATIONS, (busy[part].sum(axis=0) / latency).tolist(), strict=True)
                 ]
             warnings = list(graph.warnings)
-            if method != "default":
+            if not self._tells(method, "latency_s"):
                 warnings.append(f"the interval of method {method} is not calibrated: a factor of two")
             if self.target.precision == "f32" and is_quantised(graph):
                 warnings.append("the model is quantised, the target computes in f32")
@@ -639,9 +639,13 @@ class Predictor:
         peak = self.memory_.predict(graph, lowered)
         return None if peak is None else self._value("peak_memory_bytes", peak, 1.0)
 
+    def _tells(self, method: str, metric: str) -> bool:
+        """Whether ``method`` tells a metric by default: by that name, or as the graph network that does."""
+        return method in ("default", self.chosen_.get(metric))
+
     def _value(self, metric: str, value: float, scale: float, method: str = "default") -> Value:
         """The interval is calibrated for the default method; for another, as without calibration, it is a factor of two."""
-        conformal = self.conformal_.get(metric) if method == "default" else None
+        conformal = self.conformal_.get(metric) if self._tells(method, metric) else None
         if conformal is None:
             return Value(value, value / 2, value * 2, None)
         low, high = conformal.interval(value, scale)
