@@ -313,17 +313,17 @@ def test_unstable_rows_are_measured_again_when_asked(tmp_path, monkeypatch):
         return {m.graph: m.verdict for m in Store(tmp_path / "s.sqlite").measurements("fake-f32-1t")}
 
     def build(**more):
-        return edge.build(tmp_path / "s.sqlite", count=8, targets=["fake"], tell=quiet, **more)
+        return edge.build(tmp_path / "s.sqlite", count=24, targets=["fake"], tell=quiet, **more)
 
-    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"process_noise": 0.3}))
+    monkeypatch.setenv("FORETELL_FAKE", json.dumps({"process_noise": 0.2}))
     build()
     before = verdicts()
     assert {"ok", "unstable"} == set(before.values())
     log = tmp_path / "log"
     monkeypatch.setenv("FORETELL_FAKE", json.dumps({"log": str(log)}))
-    assert build() == {"fake-f32-1t": {"done": 8}}
+    assert build() == {"fake-f32-1t": {"done": 24}}
     assert not log.exists() and verdicts() == before
-    assert build(again=True) == {"fake-f32-1t": {"done": 8}}
+    assert build(again=True) == {"fake-f32-1t": {"done": 24}}
     assert set(verdicts().values()) == {"ok"}
     names = {m.name for m in Store(tmp_path / "s.sqlite").measurements("fake-f32-1t") if before[m.graph] == "unstable"}
     assert {line.split()[-1] for line in log.read_text().splitlines()} - {"reference"} == names

@@ -9,8 +9,8 @@ Each process also times a small reference network. A shared machine may run a te
 
 A machine that others share may be a third slower for most of all seconds, whatever one does; then the median of few
 processes is a coin toss. Under :data:`LOWEST` a process waits for quiet moments (:mod:`foretell.backends.timing`), and a figure
-is the mean of the two lowest processes, once they agree: slow spells only add. What share of the core a process had does not
-count then: probes and agreement tell more, and what interrupts a few runs leaves the 10th percentile alone.
+is the mean of the two lowest processes, once they agree: slow spells only add. Where another process took part of a core, only
+runs of less than a millisecond count: most of those fall between two interruptions, and the 10th percentile is of such.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
@@ -36,6 +36,7 @@ _MOST_APART = {PROTOCOL: MAX_SPREAD, LOWEST: 0.05}  # between the processes that
 DRIFT_WINDOW_S = 180.0
 DRIFT_NEAREST = 7  # at least so many reference runs decide
 MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
+_BETWEEN_S = 1e-3  # that a run may take and still mostly lie between two turns of another process
 PERCENTILE = 10
 
 
@@ -97,7 +98,7 @@ def judge(
     problem = ""
     if not agree(latencies, rule):
         problem = f"processes differ by {gap * 100:.0f} %"
-    elif rule != LOWEST and min(float(r.environment.get("cpu_share", 1.0)) for r in good) < MIN_CPU_SHARE:
+    elif _shared(good, rule):
         problem = "another process took part of the processor"
     elif denormal > 0.01:
         problem = f"{denormal * 100:.0f} % of the outputs are denormal"
@@ -126,6 +127,14 @@ def judge(
         estimate=estimate,
         environment=dict(good[0].environment),
     )
+
+
+def _shared(good: Sequence[Run], rule: str) -> bool:
+    """Whether another process took so much of a core that figures are not those of the network alone."""
+    if rule == LOWEST:
+        timed = sorted((r for r in good if r.samples_s), key=process_latency_s)
+        good = [r for r in timed[:2] if process_latency_s(r) > _BETWEEN_S]
+    return any(float(r.environment.get("cpu_share", 1.0)) < MIN_CPU_SHARE for r in good)
 
 
 def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, ...]:
