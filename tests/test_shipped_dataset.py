@@ -25,7 +25,7 @@ def shipped():
 
 def test_it_holds_every_space_and_no_network_twice(shipped):
     assert {n.drawn.spec.space for n in shipped.networks} == set(SPACES)
-    assert len({n.drawn.hash for n in shipped.networks}) == len(shipped.networks) >= 17_000
+    assert len({n.drawn.hash for n in shipped.networks}) == len(shipped.networks) >= 20_000
     shares = np.array([sum(n.split == s for n in shipped.networks) for s in parquet.SPLITS]) / len(shipped.networks)
     assert shares == pytest.approx([0.85, 0.05, 0.10], abs=0.02)
 
@@ -39,8 +39,8 @@ def test_labels_are_plausible_and_have_kernels(shipped):
             of = kernels.of(i)
             assert label.latency_s and 1e-6 < label.latency_s < 100
             share = sum(k.latency_s for k in of) / label.latency_s
-            # A runtime's profile is of one process, and may meet a slow spell; small networks are mostly calls between kernels.
-            low, high = (0.95, 1.05) if shipped.card["targets"][label.target]["estimate"] else (0.1, 4.0)
+            # A runtime's profile is of one process, and may meet a slow spell; small networks are mostly the profiler.
+            low, high = (0.95, 1.05) if shipped.card["targets"][label.target]["estimate"] else (0.1, 8.0)
             assert low < share < high
 
 
@@ -48,10 +48,10 @@ def test_runtimes_labels_agree_with_each_other(shipped):
     """Rows that are ok differ little between processes; two runtimes rank networks more or less alike."""
     values = {t: shipped.values(t, "latency_s") for t in ("ort-f32-1t", "litert-int8-1t")}
     noise = [x.noise for x in shipped.labels if x.target in values and x.verdict == "ok"]
-    assert len(noise) > 2000
+    assert len(noise) > 5000
     assert max(noise) <= 0.025
     both = np.isfinite(values["ort-f32-1t"]) & np.isfinite(values["litert-int8-1t"])
-    assert both.sum() > 900
+    assert both.sum() > 2000
     assert spearman(values["ort-f32-1t"][both], values["litert-int8-1t"][both]) > 0.7  # one in f32, the other in int8
 
 
