@@ -22,6 +22,7 @@ from foretell import backends
 from foretell.backends.contract import RunOptions
 from foretell.bench import farm, protocol
 from foretell.bench.campaign import Progress, Settings, worker_cpus
+from foretell.datasets.parquet import VERSION
 from foretell.errors import FormatError, StoreError, UsageError
 from foretell.formats.onnx_write import write_onnx
 from foretell.formats.tflite_write import write_tflite
@@ -32,7 +33,6 @@ from foretell.records import Target
 from foretell.store import Store, graph_hash
 
 NAME = "foretell-edge"
-VERSION = 1
 _RUN_S = 0.05  # of each process: several of them tell more than one that runs for long (bench/protocol)
 _PATIENCE_S = 4.0  # that a process waits for quiet moments on a machine that others use, too
 _PROCESSES = 2  # the figure is that of the two lowest

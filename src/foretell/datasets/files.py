@@ -58,6 +58,10 @@ def pack(
             kernels += [m.kernels for m in found]
     if not labels:
         raise UsageError("the store holds no labels", where=str(store), try_="foretell dataset build")
+    more = _labels_there(folder)
+    if more > len(labels):
+        what = f"a data set of {more} labels lies there, here are {len(labels)}"
+        raise UsageError(what, where=str(folder), try_="another --output")
     last = max(x.network for x in labels) + 1  # what no target has seen yet is no part of it
     networks = []
     for i, row in enumerate(drawn_rows[:last]):
@@ -68,11 +72,7 @@ def pack(
         networks.append(parquet.Network(drawn, parquet.split_of(drawn)))
         if tell is not None:
             tell((i + 1) / last)
-    more = _labels_there(folder)
-    if more > len(labels):
-        what = f"a data set of {more} labels lies there, here are {len(labels)}"
-        raise UsageError(what, where=str(folder), try_="another --output")
-    card = cards.make(networks, labels, name=edge.NAME, version=edge.VERSION, seed=seed, examples=examples)
+    card = cards.make(networks, labels, name=edge.NAME, version=parquet.VERSION, seed=seed, examples=examples)
     written = parquet.write(folder, networks, labels, card, kernels)
     (folder / "README.md").write_text(cards.markdown(written), encoding="utf-8")
     return written
@@ -178,8 +178,7 @@ def rows(
             found.append(
                 Measurement(
                     n.drawn.hash, n.drawn.name, n.drawn.spec.space, "generated", target, protocol_, label.verdict,
-                    label.latency_s,
-                    peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j, noise=label.noise,
+                    label.latency_s, peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j, noise=label.noise,
                     kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
                     environment={"runtime": runtime, "cpu": cpu},
                 )
