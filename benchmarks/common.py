@@ -27,7 +27,7 @@ FIELDS = (
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     out = {"python": platform.python_version()}
-    for package in ("foretell", "onnxruntime", "onnx", "numpy", "lightgbm"):
+    for package in ("foretell", "onnxruntime", "ai-edge-litert", "ethos-u-vela", "zigzag-dse", "onnx", "numpy", "lightgbm", "torch"):
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

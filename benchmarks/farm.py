@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ from foretell.backends.contract import RunOptions
 from foretell.bench.campaign import Settings, run_campaign
 from foretell.bench.farm import run_farm, slots
 from foretell.build import enqueue
+from foretell.datasets.edge import onnx_file
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
-from foretell.generate.plan import make_plan
-from foretell.graph.cost import macs
+from foretell.generate.tasks.sampler import sample
 from foretell.records import Target
 from foretell.store import Store
 
@@ -50,16 +51,9 @@ FAKE = Target("fake-f32-1t", "fake")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def networks(count: int, most_macs: float) -> list[tuple[str, str, str, bytes]]:
-    """Generated networks for Vela, the small ones of a build's plan."""
-    out = []
-    for entry in make_plan(600, spaces=backends.get("vela").spaces, seconds=0.5):
-        graph = entry.graph()
-        if macs(graph) <= most_macs:
-            out.append((entry.name, entry.space, "generated", write_onnx(graph)))
-        if len(out) == count:
-            break
-    return out
+def networks(count: int) -> list[tuple[str, str, str, bytes]]:
+    """The first networks of foretell-edge, drawn anew."""
+    return [(d.name, d.spec.space, "generated", onnx_file(d.spec)) for d in islice(sample(0), count)]
 
 
 def tiny(count: int) -> list[tuple[str, str, str, bytes]]:
@@ -136,8 +130,8 @@ def timed(
 
 
 def labels(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """Vela on small networks: the plain loop and a farm, on one core and on all that are given."""
-    models = networks(a.jobs or 150, a.most_macs)
+    """Vela on networks of the data set: the plain loop and a farm, on one core and on all that are given."""
+    models = networks(a.jobs or 300)
     target = backends.resolve(TARGET)[1]
     cores = [int(c) for c in a.cores.split(",")]
     out = []
@@ -281,7 +275,7 @@ def report(found: list[dict[str, Any]]) -> str:
         ]  # fmt: skip
 
     if "labels" in by:
-        text += f"\n## Vela labels ({TARGET}) of small generated networks\n\n" + table(titles, lines("labels"))
+        text += f"\n## Vela labels ({TARGET}) of networks of foretell-edge\n\n" + table(titles, lines("labels"))
         for way in ("campaign", "farm"):
             rows = {f["workers"]: f for f in by["labels"] if f["way"] == way}
             if 1 in rows and 2 in rows:
@@ -363,7 +357,6 @@ def main() -> None:
     arguments.add_argument("--cores", default="0", help="a worker each")
     arguments.add_argument("--jobs", type=int)
     arguments.add_argument("--workers", default="1,2,4,8", help="numbers of workers, for scaling")
-    arguments.add_argument("--most-macs", type=float, default=1e8, help="of a network for Vela")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--sleep", type=float, default=0.1, help="seconds of a job that is to be killed")
     arguments.add_argument("--every", type=float, default=8.0, help="most seconds between kills")
