@@ -36,7 +36,7 @@ from foretell.formats import read
 from foretell.graph.memory import memory_use
 from foretell.models.features import Lowered
 from foretell.models.gnn import GraphNetwork
-from foretell.models.gnn_features import encode
+from foretell.models.gnn_features import encode, encode_many
 from foretell.models.table import anchored_s, lower_measured
 from foretell.predictor.evaluate import score
 from foretell.predictor.stack import Predictor
@@ -45,6 +45,7 @@ from foretell.store import Store
 
 Array = np.ndarray[Any, Any]
 ESTIMATORS = ("gnn", "residual", "stack", "roofline", "brp_nas_gcn", "kernel_forests", "flops")
+SLOW = ("brp_nas_gcn", "kernel_forests")
 _LEAST = 30  # networks of a space that is left out
 
 
@@ -281,11 +282,10 @@ def speed(group: Group) -> list[list[Any]]:
         network.predict(encoded)
     fresh = [replace(n.graph) for n in some]
     with Clock() as rows, held():
-        for graph in fresh:
-            encode(graph)
+        encode_many(fresh)
     fresh = [replace(n.graph) for n in some]
     with Clock() as both, held():
-        network.predict([encode(graph) for graph in fresh])
+        network.predict(encode_many(fresh))
     single = []
     for e in encoded[:100]:
         with Clock() as clock:
@@ -311,6 +311,7 @@ def main() -> None:
     arguments.add_argument("--visits", type=int, default=teaching.VISITS, help="graphs that the training that ships looks at")
     arguments.add_argument("--visits-split", type=int, default=200_000, help="the same of trainings for one row of the table")
     arguments.add_argument("--cap", type=int, default=5000, help="most networks that learn where a space is left out")
+    arguments.add_argument("--slow-splits", default="all", help="splits that the slow peers are trained for, too")
     arguments.add_argument("--gcn-hidden", type=int, default=128, help="the paper's GCN has 600")
     arguments.add_argument("--forest-networks", type=int, default=2000, help="networks whose kernels train the forests")
     arguments.add_argument("--save", type=Path, help="folder to write the shipped predictors to, with what was learned")
@@ -338,6 +339,8 @@ def main() -> None:
                 if estimator not in ("gnn", "residual") and name.startswith(("first", "only")):
                     continue
                 if estimator == "residual" and name.startswith("only"):
+                    continue
+                if estimator in SLOW and name not in a.slow_splits.split(","):
                     continue
                 key = f"{which}|{','.join(targets)}|{name}|{estimator}|{len(learning)}|{visits_of(group, name)}"
                 if key in done:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,18 @@ from safetensors import safe_open
 
 from foretell.errors import FitError, MissingExtraError, PredictorError, UsageError
 from foretell.formats.onnx import read_onnx
+from foretell.graph.ir import Graph, Tensor
 from foretell.models.gnn import GraphNetwork, Neighbours
-from foretell.models.gnn_features import NAMES, Encoded, encode, join, live_bytes, structure_of, with_estimate
+from foretell.models.gnn_features import (
+    NAMES,
+    Encoded,
+    encode,
+    encode_many,
+    join,
+    live_bytes,
+    structure_of,
+    with_estimate,
+)
 from foretell.models.gnn_train import Settings, figures_by_torch, kernels_of, train
 from foretell.models.table import anchored_s
 from tests.models import const, conv_relu, model, node
@@ -114,9 +125,21 @@ def test_live_bytes_are_those_of_a_plain_simulation(recorded):
         if any(k.op.traffic != "all" for k in kinds):
             continue
         held = [*(k.write_bytes for k in kinds), *(graph.tensors[t].nbytes for t in graph.inputs)]
-        assert live_bytes(s.last, np.array(held, float), len(kinds)) == pytest.approx(expected)
+        assert live_bytes(s.last, np.array(held, float), np.array([len(kinds)]), np.array([len(held)])) == pytest.approx(expected)
         checked += 1
     assert checked >= 8
+
+
+def test_many_graphs_are_encoded_as_each_alone(recorded):
+    """Bit for bit, whatever they stand beside, a graph without nodes included."""
+    nothing = Graph("nothing", (), {"x": Tensor("x", "f32", (1, 3))}, ("x",), ("x",))
+    graphs = [nothing, *recorded[1].values(), nothing]
+    assert encode_many([]) == []
+    for one, e in zip(graphs, encode_many(graphs), strict=True):
+        alone = encode(replace(one))
+        for part in ("x", "op", "category", "source", "target"):
+            a, b = getattr(alone, part), getattr(e, part)
+            assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b), part
 
 
 # Figures without torch
@@ -164,7 +187,7 @@ def test_means_over_neighbours(seed):
     expected = np.array([
         h[pairs[pairs[:, 1] == i, 0]].mean(axis=0) if (pairs[:, 1] == i).any() else np.zeros(3) for i in range(count)
     ])  # fmt: skip
-    assert Neighbours(pairs[:, 0], pairs[:, 1], count).mean(h) == pytest.approx(expected, abs=1e-6)
+    assert Neighbours(pairs[:, 0], pairs[:, 1], count).mean(np.pad(h, ((0, 1), (0, 0)))) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_residual_network_that_says_nothing_changes_nothing(kept, real):

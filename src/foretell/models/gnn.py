@@ -27,7 +27,7 @@ from foretell.graph.ops import CATEGORIES
 from foretell.models.gnn_features import NAMES, OP_INDEX, Batch, Encoded, join
 
 Array = np.ndarray[Any, Any]
-_CHUNK = 6000  # nodes evaluated at once, to stay in cache
+_CHUNK = 3000  # nodes evaluated at once, to stay in cache
 _LIMIT = 80.0  # |log| of a figure
 _MOST = {"hidden": 1024, "layers": 16, "heads": 256}
 OPS_KNOWN = ("", *sorted(OP_INDEX))  # by number; "" stands for any other
@@ -99,17 +99,23 @@ class GraphNetwork:
     def node_parts(self, batch: Batch) -> Array:
         """What every node says, s above, (nodes, heads)."""
         w = self.weights
-        x = np.clip((batch.x - w["mean"]) / w["scale"], w["low"], w["high"])
-        h = x @ w["in.w"] + w["in.b"]
-        h += w["op"].take(batch.op, axis=0)
-        h += w["category"].take(batch.category, axis=0)
-        h = _positive(h)
-        h = _positive(h @ w["mix.w"] + w["mix.b"])
+        x = batch.x - w["mean"]
+        x /= w["scale"]
+        np.minimum(np.maximum(x, w["low"], out=x), w["high"], out=x)
+        z = x @ w["in.w"]
+        z += w["in.b"]
+        z += w["op"].take(batch.op, axis=0)
+        z += w["category"].take(batch.category, axis=0)
+        z = _positive(z) @ w["mix.w"]
+        z += w["mix.b"]
+        padded = np.zeros((len(z) + 1, z.shape[1]), z.dtype)  # the last row stands for a neighbour that is not there
+        h = padded[:-1]
+        h[:] = _positive(z)
         before, after = Neighbours(batch.source, batch.target, len(h)), Neighbours(batch.target, batch.source, len(h))
         for k in range(self.layers):
             z = h @ w[f"layer{k}.own"]
-            z += before.mean(h) @ w[f"layer{k}.before"]
-            z += after.mean(h) @ w[f"layer{k}.after"]
+            z += before.mean(padded) @ w[f"layer{k}.before"]
+            z += after.mean(padded) @ w[f"layer{k}.after"]
             z += w[f"layer{k}.b"]
             h += _positive(z)
         z = _positive(h @ w["out.w"] + w["out.b"])
@@ -221,17 +227,19 @@ class Neighbours:
                 self._first[target[at]] = source[at]
             else:
                 self._more.append((target[at], source[at]))
-        self._share = (1.0 / np.maximum(degree, 1)).astype(np.float32)[:, None]
-        self._several = bool(self._more)
+        self._several = np.flatnonzero(degree > 1)
+        self._share = (1.0 / degree[self._several]).astype(np.float32)[:, None]
 
-    def mean(self, h: Array) -> Array:
-        """Mean of the rows of ``h`` (nodes, hidden) over each node's neighbours, zeros where there are none."""
-        padded = np.concatenate([h, np.zeros((1, h.shape[1]), h.dtype)])
+    def mean(self, padded: Array) -> Array:
+        """Mean of rows over each node's neighbours, (nodes, hidden), zeros where there are none.
+
+        Args:
+            padded: (nodes + 1, hidden); the last row is of zeros.
+        """
         out = padded.take(self._first, axis=0)
         for target, source in self._more:
-            out[target] += h.take(source, axis=0)
-        if self._several:
-            out *= self._share
+            out[target] += padded.take(source, axis=0)
+        out[self._several] *= self._share
         return out
 
 

@@ -188,45 +188,77 @@ def _lifetimes(graph: Graph, nodes: Sequence[int], fusing: bool) -> Array:
 
 def encode(graph: Graph) -> Encoded:
     """Nodes and edges of ``graph``; nodes that depend on constants alone are left out."""
-    s = structure_of(graph)
-    kinds = graph.kinds
-    rows = _rows.of([kinds[i] for i in s.nodes.tolist()] if graph.constant_nodes else kinds)
-    count = len(rows)
-    x = np.zeros((count, len(NAMES)), np.float32)
+    return encode_many([graph])[0]
+
+
+def encode_many(graphs: Sequence[Graph]) -> list[Encoded]:
+    """What :func:`encode` tells of each graph, computed for all at once: a graph by itself is too small for numpy."""
+    if not graphs:
+        return []
+    structures = [structure_of(g) for g in graphs]
+    kinds: list[NodeKind] = []
+    for graph, s in zip(graphs, structures, strict=True):
+        own = graph.kinds
+        kinds += own if len(s.nodes) == len(own) else [own[i] for i in s.nodes.tolist()]
+    rows = _rows.of(kinds)
+    starts = np.concatenate([[0], np.cumsum([len(s.nodes) for s in structures])])
+    x = np.empty((len(rows), len(NAMES)), np.float32)
+    x[:, :_STATIC] = _rows.static[rows]
     numbers = _rows.numbers[rows]
-    if count:
-        x[:, :_STATIC] = _rows.static[rows]
-        x[:, _STATIC:] = _places(graph, s, numbers[:, 0], numbers[:, 1])
-    return Encoded(x, numbers[:, 2].astype(np.int64), numbers[:, 3].astype(np.int64), s.source, s.target)
+    x[:, _STATIC:] = _places(graphs, structures, starts, numbers[:, 0], numbers[:, 1])
+    op, category = numbers[:, 2:].T.astype(np.int64)
+    at = starts.tolist()
+    return [
+        Encoded(x[a:b], op[a:b], category[a:b], s.source, s.target)
+        for s, a, b in zip(structures, at, at[1:], strict=False)
+    ]
 
 
-def _places(graph: Graph, s: Structure, moved: Array, written: Array) -> Array:
-    """Columns that depend on a node's place, (nodes, len(_PLACE)), from the bytes that each moves and writes."""
-    moved = np.cumsum(moved)
-    held = np.concatenate([written, [float(graph.tensors[t].nbytes) for t in graph.inputs]])
-    count = len(written)
-    live, fused = live_bytes(s.last, held, count), live_bytes(s.fused_last, held, count)
+def _places(
+    graphs: Sequence[Graph], structures: Sequence[Structure], starts: Array, moved: Array, written: Array
+) -> Array:
+    """Columns that depend on a node's place, (nodes of all graphs, len(_PLACE)), from the bytes that each moves and writes."""
+    # Bytes are whole numbers, so sums that run on from graph to graph are exact.
+    moved, count, counts = np.cumsum(moved), len(written), np.diff(starts)
+    first = np.repeat(starts[:-1], [len(s.source) for s in structures])
+    source = np.concatenate([s.source for s in structures]) + first
+    target = np.concatenate([s.target for s in structures]) + first
     age = np.zeros(count)
-    np.maximum.at(age, s.target, moved[s.target] - moved[s.source])
+    np.maximum.at(age, target, moved[target] - moved[source])
+    inputs = [[float(g.tensors[t].nbytes) for t in g.inputs] for g in graphs]
+    held = np.concatenate([part for a, b, i in zip(starts, starts[1:], inputs, strict=False) for part in (written[a:b], i)])
+    owners = counts + [len(i) for i in inputs]
     out = np.empty((count, len(_PLACE)))
-    out[:, 0], out[:, 1], out[:, 2], out[:, 3:6] = live, fused, age, s.place
+    out[:, 0] = live_bytes(np.concatenate([s.last for s in structures]), held, counts, owners)
+    out[:, 1] = live_bytes(np.concatenate([s.fused_last for s in structures]), held, counts, owners)
+    out[:, 2] = age
     np.log1p(out[:, :3], out=out[:, :3])
-    out[:, 6] = math.log1p(graph.weight_bytes)
-    out[:, 7], out[:, 8] = out[:, 0].max(), out[:, 1].max()
+    out[:, 3:6] = np.concatenate([s.place for s in structures])
+    out[:, 6] = np.repeat([math.log1p(g.weight_bytes) for g in graphs], counts)
+    some = counts > 0
+    out[:, 7:] = np.repeat(np.maximum.reduceat(out[:, :2], starts[:-1][some]), counts[some], axis=0) if count else 0.0
     return out
 
 
-def live_bytes(last: Array, held: Array, count: int) -> Array:
-    """Bytes of feature maps alive while each of ``count`` nodes runs, in the given order of execution.
+def live_bytes(last: Array, held: Array, counts: Array, owners: Array) -> Array:
+    """Bytes of feature maps alive while each node runs, in the given order of execution, (nodes of all graphs,).
 
-    ``last``: as in :class:`Structure`; ``held``: bytes that each node writes and, behind them, those of the graph's inputs.
+    Args:
+        last: as in :class:`Structure`, graph by graph.
+        held: bytes that each node of a graph writes and, behind them, those of the graph's inputs.
+        counts, owners: of each graph, its nodes, and these together with its inputs.
     """
-    change = np.zeros(count + 2)
-    begins = np.concatenate([np.arange(count), np.zeros(len(last) - count, np.int64)])
+    graphs = np.arange(len(counts))
+    spans = np.cumsum(counts + 2) - (counts + 2)  # what a graph's nodes change, and what happens behind the last
+    of = np.repeat(graphs, owners)
+    number = np.arange(len(last)) - np.repeat(np.cumsum(owners) - owners, owners)
+    begins = np.where(number < counts[of], number, 0)
     owns = last >= 0
-    np.add.at(change, begins[owns], held[owns])
-    np.subtract.at(change, last[owns] + 1, held[owns])
-    alive: Array = np.maximum(np.cumsum(change)[:count], 0.0)
+    at, bytes_ = spans[of[owns]], held[owns]
+    size = int(counts.sum()) + 2 * len(counts)
+    change = np.bincount(at + begins[owns], bytes_, size) - np.bincount(at + last[owns] + 1, bytes_, size)
+    nodes = np.arange(int(counts.sum())) + 2 * np.repeat(graphs, counts)
+    alive: Array = np.cumsum(change)[nodes]
     return alive
 
 

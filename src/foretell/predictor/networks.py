@@ -15,7 +15,7 @@ from foretell.errors import UsageError
 from foretell.graph.ir import Graph
 from foretell.models.features import Lowered
 from foretell.models.gnn import GraphNetwork
-from foretell.models.gnn_features import NAMES, Encoded, encode, structure_of, with_estimate
+from foretell.models.gnn_features import NAMES, Encoded, encode_many, structure_of, with_estimate
 
 if TYPE_CHECKING:
     from foretell.predictor.stack import Predictor
@@ -40,7 +40,7 @@ def network_of(predictor: Predictor, method: str, metric: str = "") -> GraphNetw
 
 def read(predictor: Predictor, graphs: Sequence[Graph], method: str) -> list[Encoded]:
     """``graphs``, in the target's precision, as the network of ``method`` reads them."""
-    encoded = [encode(g) for g in graphs]
+    encoded = encode_many(graphs)
     if method == "gnn":
         return encoded
     return [
@@ -57,6 +57,7 @@ def estimates(predictor: Predictor, graphs: Sequence[Graph], heads: Sequence[str
     for metric in set(metrics) & {"latency_s", "energy_j"}:
         times[metric] = predictor.kernels_by_stack(graphs, metric)
     starts = np.concatenate([[0], np.cumsum([len(low.kernels) for low in lowered])])
+    rows = encode_many(graphs) if len(times) < len(set(metrics)) else []
     out = []
     for i, (graph, low) in enumerate(zip(graphs, lowered, strict=True)):
         nodes = structure_of(graph).nodes
@@ -67,7 +68,7 @@ def estimates(predictor: Predictor, graphs: Sequence[Graph], heads: Sequence[str
                 figures[h] = max(float(kernel.sum()), 1e-12)
                 parts[:, h] = of_nodes(graph, nodes, low, kernel)
             else:
-                live = np.expm1(encode(graph).x[:, _LIVE].astype(float))
+                live = np.expm1(rows[i].x[:, _LIVE].astype(float))
                 value = predictor.peak_by_stack(graph, low)
                 figures[h] = value or max(float(live.max(initial=0.0)), 1.0)
                 parts[:, h] = (live / max(float(live.max(initial=0.0)), 1.0)) ** _STEEP
