@@ -123,7 +123,7 @@ def info(folder: Path, png: Path | None, form: str) -> None:
     help="Folder for the predictors; trainings are kept there, too.",
 )  # fmt: skip
 @click.option(
-    "--visits", type=click.IntRange(1000), default=600_000, show_default=True, help="Networks a training looks at, in all."
+    "--visits", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Networks a training looks at, in all."
 )
 @click.option("--quiet", is_flag=True, help="No progress.")
 def teach(folder: Path, targets: str, output: Path, visits: int, quiet: bool) -> None:

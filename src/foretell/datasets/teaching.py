@@ -29,7 +29,7 @@ from foretell.records import METRICS, Measurement
 
 Array = np.ndarray[Any, Any]
 Tell = Callable[[str, float, float | None], None]  # what is being done, share done, seconds left
-VISITS = 600_000  # graphs that a training looks at: epochs times networks
+VISITS = 1_000_000  # graphs that a training looks at: epochs times networks
 _FEWEST = 100  # labels that a head needs
 _JUDGES = 20  # networks of the validation split, which set intervals
 _SAMPLE = 50  # graphs whose estimates tell predictors apart
