@@ -9,13 +9,14 @@ rows come from measurement stores. Targets of one tool and precision share one g
 network corrects the shipped predictor of one target. Splits: random (the data set's), one space left out (trained on the others), real
 networks, fewer training networks, and one network a space beside the general one. Every training is kept in --work as it is done,
 so that the same command goes on where it was stopped. Writes results/gnn.json and .md; rows of splits that were not run stay as they were
-there (`learned` tells of how many networks they are).
+there (`learned` tells of how many networks they are). Needs foretell[train-gnn,dataset] and, for kernel_forests, scikit-learn.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -321,6 +322,8 @@ def main() -> None:
     arguments.add_argument("--save", type=Path, help="folder to write the shipped predictors to, with what was learned")
     arguments.add_argument("--speed", action="store_true", help="measure predicting, too")
     a = arguments.parse_args()
+    if "kernel_forests" in a.estimators.split(",") and importlib.util.find_spec("sklearn") is None:
+        arguments.error("kernel_forests needs scikit-learn: pip install scikit-learn")
     (a.work / "networks").mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[str]] = defaultdict(list)
     for target in a.targets.split(","):
