@@ -281,7 +281,9 @@ def report(found: list[dict[str, Any]]) -> str:
             if 1 in rows and 2 in rows:
                 text += (
                     f"\nFrom 1 to 2 workers, {way}: {rows[1]['wall_s'] / rows[2]['wall_s']:.2f} times as many labels an hour "
-                    f"by the clock; processor time a label {rows[2]['label_cpu_s'] / rows[1]['label_cpu_s']:.2f} times.\n"
+                    f"by the clock; processor time a label {rows[2]['label_cpu_s'] / rows[1]['label_cpu_s']:.2f} times."
+                    + (" More than twice: the machine was slower while one worked." if rows[1]["wall_s"] > 2 * rows[2]["wall_s"] else "")
+                    + "\n"
                 )
     if "overhead" in by:
         text += "\n## Overhead: a fake estimate that takes a millisecond\n\n" + table(titles, lines("overhead"))

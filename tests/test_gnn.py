@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from foretell.errors import FitError, MissingExtraError, PredictorError, UsageError
 from foretell.formats.onnx import read_onnx
-from foretell.graph.ir import Graph, Tensor
+from foretell.graph.ir import Graph, Node, Tensor
+from foretell.models import gnn_features
 from foretell.models.gnn import GraphNetwork, Neighbours
 from foretell.models.gnn_features import (
     NAMES,
@@ -140,6 +141,40 @@ def test_many_graphs_are_encoded_as_each_alone(recorded):
         for part in ("x", "op", "category", "source", "target"):
             a, b = getattr(alone, part), getattr(e, part)
             assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b), part
+
+
+def _sum(small: int, *inputs: str) -> Graph:
+    """The sum of ``a`` and twice ``b``, of which ``b`` has only ``small`` elements, with these inputs in this order."""
+    shapes = {"a": (1, 1000), "b": (1, small), "c": (1, 7)}
+    tensors = {t: Tensor(t, "f32", shapes[t]) for t in inputs}
+    tensors |= {"y": Tensor("y", "f32", (1, small)), "z": Tensor("z", "f32", (1, 1000))}
+    nodes = (Node("n1", "Relu", ("b",), ("y",), {}), Node("n2", "Add", ("a", "y"), ("z",), {}))
+    return Graph("g", nodes, tensors, inputs, ("z",))
+
+
+def test_graphs_that_differ_in_inputs_alone_share_no_structure():
+    """Regression: the lifetimes of inputs were those of another graph, whose inputs stand in another order or which has one
+    more that nobody reads."""
+    graphs = [_sum(n, *inputs) for n in (1, 1000) for inputs in (("a", "b"), ("b", "a"), ("a", "b", "c"), ("c", "b", "a"))]
+    together = encode_many(graphs)
+    for graph, e in zip(graphs, together, strict=True):
+        gnn_features._structures.clear()
+        assert np.array_equal(encode(replace(graph)).x, e.x), graph.inputs
+    one, swapped = (column(e, "live") for e in together[:2])
+    assert np.array_equal(one, swapped)
+    # c, which nobody reads, is there only before the first node has run
+    assert np.expm1(column(together[2], "live"))[0] == pytest.approx(np.expm1(one)[0] + 28, rel=1e-5)
+
+
+def test_rows_of_one_call_lie_in_one_table(recorded, monkeypatch):
+    """Regression: more kinds in one call than are kept were made anew without end."""
+    graphs = list(recorded[1].values())
+    expected = [encode(g) for g in graphs]
+    monkeypatch.setattr(gnn_features, "MOST_KINDS", 3)
+    monkeypatch.setattr(gnn_features, "_rows", gnn_features._Rows())
+    for _ in range(2):  # the second finds the table full
+        for e, told in zip(expected, encode_many(graphs), strict=True):
+            assert np.array_equal(e.x, told.x) and np.array_equal(e.op, told.op)
 
 
 # Figures without torch

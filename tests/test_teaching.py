@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import foretell
+from foretell import cli_dataset
 from foretell.cli import app
 from foretell.datasets import parquet, teaching
 from foretell.errors import FitError, UsageError
@@ -145,3 +146,8 @@ def test_too_few_judges_set_no_interval(folder, predictor, tmp_path, few, monkey
     monkeypatch.setattr(teaching, "_JUDGES", 30)
     with pytest.raises(FitError, match="validation"):
         teaching.teach(folder, {TARGET: predictor}, tmp_path)
+
+
+def test_the_command_looks_as_often_as_the_library():
+    (visits,) = [p for p in cli_dataset.teach.params if p.name == "visits"]
+    assert visits.default == teaching.VISITS

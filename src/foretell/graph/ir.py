@@ -143,10 +143,10 @@ class Graph:
         """How the nodes hang together, names aside: equal for graphs of equal structure, whatever their shapes.
 
         For every node its inputs and outputs by number, -1 for an absent one and -2 for a constant, then -3; at the
-        end the graph's outputs.
+        end the graph's outputs and, after -5, its inputs, read or not.
         """
         number: dict[Any, int] = dict.fromkeys([name for name, t in self.tensors.items() if t[3]], -2)
-        number |= {"": -1, -3: -3, -4: -4}
+        number |= {"": -1, -3: -3, -4: -4, -5: -5}
         names: list[Any] = []
         for node in self.nodes:
             names += node[2]
@@ -154,6 +154,8 @@ class Graph:
             names += node[3]
             names.append(-3)
         names += self.outputs  # an input may be an output
+        names.append(-5)
+        names += self.inputs
         of = number.setdefault
         return tuple([of(t, len(number)) for t in names])
 

@@ -281,13 +281,12 @@ class _Rows:
 
     def of(self, kinds: Sequence[NodeKind]) -> Array:
         """The rows of ``kinds``, (nodes,), made where they are missing."""
+        if self._count >= MOST_KINDS:  # before, not within: rows of one call lie in one table
+            self._clear()
         out = []
         for kind in kinds:
             known = kind.memo.get("gnn")
             if known is None or known[0] is not self._mark:
-                if self._count >= MOST_KINDS:
-                    self._clear()
-                    return self.of(kinds)
                 known = kind.memo["gnn"] = (self._mark, self._add(kind))
             out.append(known[1])
         return np.array(out, np.intp)

@@ -33,7 +33,7 @@ def network_of(predictor: Predictor, method: str, metric: str = "") -> GraphNetw
     if network is None or (metric and f"{name}/{metric}" not in network.heads):
         kind = "graph" if method == "gnn" else "residual"
         what = f"{name} has no {kind} network" + (f" for {metric}" if network is not None else "")
-        known = ", ".join(m for m in predictor.methods if m != method)
+        known = ", ".join(dict.fromkeys(m for m in (*predictor.methods, "stack") if m != method))
         raise UsageError(what, where=f"method {method}", try_=f"one of {known}; foretell dataset teach makes one")
     return network
 
