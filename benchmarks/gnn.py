@@ -155,7 +155,8 @@ def told_by(group: Group, estimator: str, name: str, learning: list[Example], te
             by_stack = np.array([figures for figures, _ in group.estimates[target].of(tests, heads)])
             if estimator == "stack_scaled":
                 by_stack *= level(group.estimates[target], own, heads)
-            out |= {h: (by_stack[:, i], 0.0) for i, h in enumerate(heads)}
+            told = [h for h in heads if tells(group.predictors[target], h.rpartition("/")[2])]
+            out |= {h: (by_stack[:, heads.index(h)], 0.0) for h in told}
         else:
             for h in heads:
                 metric = h.rpartition("/")[2]
@@ -219,6 +220,11 @@ def noise(nets: list[Example], target: str, metric: str) -> float | None:
     return 100 * float(np.mean(told)) if told and metric == "latency_s" else None
 
 
+def tells(predictor: Predictor, metric: str) -> bool:
+    """Whether a predictor's kernels tell a metric; what a residual network corrects is a plain bound otherwise."""
+    return metric != "peak_memory_bytes" or predictor.memory_ is not None
+
+
 def level(estimates: Estimates, learning: list[Example], heads: tuple[str, ...]) -> Array:
     """(heads,) by what factor the labels of networks that learn lie above the stack."""
     by_stack = np.array([figures for figures, _ in estimates.of(learning, heads)])
@@ -238,9 +244,10 @@ def left_out(rows: list[dict[str, Any]], target: str) -> dict[str, dict[str, flo
                 errors[r["estimator"]][r["split"]] = r["mape"]
         if errors["stack_scaled"]:
             errors["stack"] = errors["stack_scaled"]
-        splits_ = set.intersection(*(set(errors[e]) for e in ("gnn", "residual", "stack")))
+        judged = [e for e in ("gnn", "residual", "stack") if errors[e]]
+        splits_ = set.intersection(*(set(errors[e]) for e in judged)) if judged else set()
         if splits_:
-            found[metric] = {e: float(np.mean([errors[e][s] for s in splits_])) for e in ("gnn", "residual", "stack")}
+            found[metric] = {e: float(np.mean([errors[e][s] for s in splits_])) for e in judged}
     return found
 
 
@@ -265,7 +272,8 @@ def ship(group: Group, rows: list[dict[str, Any]], folder: Path) -> dict[str, di
             scaled = np.array([figures for figures, _ in group.estimates[target].of(judges, own)])
             scaled *= level(group.estimates[target], some, own)
             for h, off in zip(own, np.nanmean(np.abs(scaled / teaching.labels_of(judges, own) - 1), axis=0), strict=True):
-                known[h.rpartition("/")[2]]["stack"] = float(off)
+                metric = h.rpartition("/")[2]
+                known[metric] |= {"stack": float(off)} if tells(predictor, metric) else {}
         unseen = left_out(rows, target)
         found = {m: {e: 100 * v for e, v in by.items()} for m, by in known.items()}
         found = {m: {e: (v + unseen[m][e]) / 2 for e, v in by.items()} if m in unseen else by for m, by in found.items()}
