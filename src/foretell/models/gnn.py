@@ -28,6 +28,7 @@ from foretell.models.gnn_features import NAMES, OP_INDEX, Batch, Encoded, join
 
 Array = np.ndarray[Any, Any]
 _CHUNK = 3000  # nodes evaluated at once, to stay in cache
+MOST_POWER = 1000.0  # p of a head: beyond, the largest part alone counts
 _LIMIT = 80.0  # |log| of a figure
 _MOST = {"hidden": 1024, "layers": 16, "heads": 256}
 OPS_KNOWN = ("", *sorted(OP_INDEX))  # by number; "" stands for any other
@@ -181,7 +182,7 @@ class GraphNetwork:
             w[name] = a
         if (w["scale"] <= 0).any() or (w["low"] > w["high"]).any():
             raise PredictorError("holds an impossible value", where=f"{prefix}scale")
-        if (w["power"] < 0.5).any() or (w["power"] > 100).any():
+        if (w["power"] < 0.5).any() or (w["power"] > MOST_POWER).any():
             raise PredictorError("holds an impossible value", where=f"{prefix}power")
         table = np.repeat(w["op"][:1], len(OPS_KNOWN), axis=0)
         for row, name in enumerate(ops, 1):

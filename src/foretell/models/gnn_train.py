@@ -23,7 +23,7 @@ import numpy as np
 
 from foretell.errors import FitError, MissingExtraError, UsageError
 from foretell.graph.ir import Graph
-from foretell.models.gnn import GraphNetwork, shapes
+from foretell.models.gnn import MOST_POWER, GraphNetwork, shapes
 from foretell.models.gnn_features import NAMES, Encoded, join, structure_of
 from foretell.models.gnn_torch import figures, kernel_loss, loss, parts_of
 from foretell.models.table import anchored_s
@@ -281,7 +281,7 @@ class _Training:
                 left = self.spent_s / self.epoch * (s.epochs - self.epoch)
                 report(f"epoch {self.epoch}, held out {100 * error:.2f} %", self.epoch / s.epochs, left)
         weights = {k: v.detach().cpu().numpy() for k, v in self.best.items()}
-        weights["power"] = np.exp(weights["power"])
+        weights["power"] = np.minimum(np.exp(weights["power"]), MOST_POWER)
         return GraphNetwork(self.heads, {**self.fixed, **weights}, s.layers, self.data.residual)
 
     def _step(self, batch: dict[str, Any], share: float) -> None:
