@@ -18,7 +18,7 @@ from safetensors import safe_open
 from foretell.errors import FitError, MissingExtraError, PredictorError, UsageError
 from foretell.formats.onnx import read_onnx
 from foretell.graph.ir import Graph, Node, Tensor
-from foretell.models import gnn_features
+from foretell.models import gnn, gnn_features
 from foretell.models.gnn import GraphNetwork, Neighbours
 from foretell.models.gnn_features import (
     NAMES,
@@ -259,6 +259,17 @@ def test_it_is_saved_and_restored(kept, real):
     data, arrays = network.state()
     again = GraphNetwork.restore(json.loads(json.dumps(data)), arrays)
     assert again.predict(real[1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_training_may_reach_can_be_read(kept):
+    """Regression: p of a memory head grew beyond 100 in a long training, and the file was refused."""
+    network, _, _ = kept
+    power = np.array([1.0, gnn.MOST_POWER], np.float32)
+    data, arrays = replace(network, weights={**network.weights, "power": power}).state()
+    assert np.array_equal(GraphNetwork.restore(data, arrays).weights["power"], power)
+    arrays["gnn.power"] = power * 2
+    with pytest.raises(PredictorError, match=r"gnn\.power"):
+        GraphNetwork.restore(data, arrays)
 
 
 def test_op_types_are_kept_by_name(kept, real):
