@@ -221,6 +221,16 @@ def test_measure_waits_for_quiet_moments_if_asked(home):
     assert row["environment"]["probe_s"] > 0
 
 
+def test_build_waits_for_quiet_moments_if_asked(home):
+    """Rows of another plan of the same networks, by another protocol, take no part."""
+    fake = {"FORETELL_FAKE": json.dumps({"noise": 0.01, "process_noise": 0.005})}
+    command = ("build", "--target", "fake", "--minutes", "0.4", "--quiet", "--force", "--format", "json")
+    usual = json.loads(run(*command, **fake).stdout)["card"]
+    patient = json.loads(run(*command, "--patient", **fake).stdout)["card"]
+    assert (usual["protocol"], patient["protocol"]) == ("p10-median/1", "p10-quiet/1")
+    assert patient["train_measurements"] == usual["train_measurements"]
+
+
 def test_names_that_are_nearly_right_are_answered(home):
     assert "zoo:mobilenetv2_100" in run("inspect", "zoo:mobilenet_v2", code=3).stderr
     assert "space:mobilenet/7" in run("inspect", "space:mobilnet/3", code=2).stderr

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from foretell.bench import campaign
+from foretell.bench import campaign, protocol
 from foretell.cli import app
 from foretell.datasets import edge, files, parquet
 from foretell.errors import FormatError, UsageError
 from foretell.formats import read
 from foretell.graph.canonical import canonical_hash
+from foretell.models.table import lower_measured
+from foretell.records import ExecutedKernel, Measurement, Target
 from foretell.store import Store
 
 pytest.importorskip("pyarrow")
@@ -111,7 +113,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from foretell.datasets import edge
-from foretell.bench import campaign
+from foretell.bench import campaign, protocol
 edge._PIECE = 5
 edge.RunOptions = lambda **_: campaign.RunOptions(min_runs=3)
 edge.build(Path(sys.argv[1]), count={count}, targets=["fake"], tell=lambda *_: None)
@@ -308,6 +310,51 @@ def test_labels_of_quiet_moments_are_not_levelled_by_a_reference_that_met_busy_o
         assert label.latency_s == raw[data.networks[label.network].drawn.name].latency_s
 
 
+def test_labels_that_are_added_are_brought_to_the_speed_of_those_that_are_there(tmp_path, monkeypatch):
+    """A core was slower by a fifth when the second half was measured; its probe says so."""
+    monkeypatch.setenv("FORETELL_FAKE", "{}")
+    first, level = tmp_path / "a.sqlite", 7e-5
+
+    real = protocol.judge
+
+    def probing(probe_s: float) -> None:
+        """From now on rows tell what a probe took, which the fake does not."""
+        def judge(*a, **k):
+            m = real(*a, **k)
+            return replace(m, process_probe_s=(probe_s,) * len(m.process_latency_s))
+
+        monkeypatch.setattr(protocol, "judge", judge)
+
+    probing(level)
+    edge.build(first, count=10, targets=["fake"], tell=quiet)
+    files.pack(first, tmp_path / "set")
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["targets"]["fake-f32-1t"]["quiet_s"] == pytest.approx(level)
+    second = tmp_path / "b.sqlite"
+    files.unpack(tmp_path / "set", second)
+    probing(1.2 * level)
+    edge.build(second, count=20, targets=["fake"], tell=quiet)
+    files.pack(second, tmp_path / "more")
+    raw = {m.name: m for m in Store(second).measurements("fake-f32-1t") if m.verdict == "ok"}
+    data = parquet.read(tmp_path / "more")
+    good = [x for x in data.labels if x.verdict == "ok"]
+    ratios = [x.latency_s / raw[data.networks[x.network].drawn.name].latency_s for x in good]
+    assert {round(r, 6) for x, r in zip(good, ratios, strict=True) if x.network < 10} == {1.0}
+    slow = {round(r, 6) for x, r in zip(good, ratios, strict=True) if x.network >= 10}
+    assert slow == {round(1.2**-protocol.PROBE_POWER, 6)}
+    assert data.card["targets"]["fake-f32-1t"]["quiet_s"] == pytest.approx(level)
+
+
+@pytest.mark.parametrize("level", ["x", -1, 0, float("nan")])
+def test_a_level_that_is_none_is_refused(labelled, tmp_path, level):
+    folder = copy(labelled, tmp_path / "set")
+    card = json.loads((folder / "card.json").read_text())
+    card["targets"]["fake-f32-1t"]["quiet_s"] = level
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(FormatError, match="card"):
+        list(files.rows(folder, parquet.read(folder)))
+
+
 def test_unstable_rows_are_measured_again_when_asked(tmp_path, monkeypatch):
     def verdicts():
         return {m.graph: m.verdict for m in Store(tmp_path / "s.sqlite").measurements("fake-f32-1t")}
@@ -347,16 +394,59 @@ def test_kernels_are_kept_with_their_labels(labelled):
     for i, label in enumerate(found.labels):
         m = by_name[found.networks[label.network].drawn.name]
         assert m.kernels
-        assert [(k.op_type, k.nodes, np.float32(k.latency_s)) for k in m.kernels] == [
-            (k.op_type, k.nodes, np.float32(k.latency_s)) for k in kernels.of(i)
+        assert [(k.op_type, k.nodes, k.layout, np.float32(k.latency_s)) for k in m.kernels] == [
+            (k.op_type, k.nodes, k.layout, np.float32(k.latency_s)) for k in kernels.of(i)
         ]
+
+
+def test_conversions_are_kept_with_what_they_convert():
+    """Without it nothing can be learned from the kernels of a runtime that inserts some."""
+    pa = pytest.importorskip("pyarrow")
+    from foretell.datasets import kernel_rows
+
+    kernel = ExecutedKernel("ReorderOutput", (), "conv_1", "nchwc", 1.0)
+    table = kernel_rows.table(pa, [[kernel, ExecutedKernel("Conv", (0,), "x", "", 1.0)]])
+    told = kernel_rows.from_table(table, [3], "x").of(0)
+    assert told == (kernel, ExecutedKernel("Conv", (0,), "", "", 1.0))
+    older = kernel_rows.from_table(table.drop_columns(["tensor", "layout"]), [3], "x").of(0)
+    assert older[0] == ExecutedKernel("ReorderOutput", (), "", "", 1.0)
+    graph = next(iter(edge.sample(0))).spec.graph()
+    with pytest.raises(FormatError, match="no tensor of it"):
+        lower_measured(graph, Measurement("g", "n", "", "generated", Target("t", "fake"), "p", "ok", 1.0, kernels=older))
+    nothing = pa.table({**{c: table.column(c) for c in table.column_names}, "layout": pa.array([None, "a"]).dictionary_encode()})
+    with pytest.raises(FormatError, match="missing"):
+        kernel_rows.from_table(nothing, [3], "x")
+
+
+def test_kernels_learn_from_a_data_set(labelled, tmp_path, monkeypatch):
+    """Beside the store's own benchmarks, from the networks of the split `train` alone."""
+    monkeypatch.setenv("FORETELL_HOME", str(tmp_path / "home"))
+    folder, store = str(labelled / "set"), str(tmp_path / "own.sqlite")
+    run = CliRunner().invoke
+    out = run(app, ["build", "--target", "fake", "--minutes", "0.4", "--store", store, "--quiet", "--force", "--format", "json"])
+    own = json.loads(out.stdout)["card"]
+    fit = ["fit", "--target", "fake-f32-1t", "--store", store, "--quiet", "--force", "--format", "json"]
+    card = json.loads(run(app, [*fit, "--data-set", folder]).stdout)["card"]
+    data = parquet.read(labelled / "set")
+    train = sum(x.verdict == "ok" and data.networks[x.network].split == "train" for x in data.labels)
+    assert 0 < train < COUNT
+    assert card["data_set_networks"] == train
+    assert card["train_measurements"] == own["train_measurements"] + train
+    assert "data_set_networks" not in own
+    with pytest.raises(UsageError, match="no labels of ort-f32-1t"):
+        files.learning(labelled / "set", "ort-f32-1t")
+    other = copy(labelled, tmp_path / "other")
+    told = json.loads((other / "card.json").read_text())
+    told["targets"]["fake-f32-1t"]["runtime"] = "fake 99"
+    (other / "card.json").write_text(json.dumps(told))
+    refused = run(app, [*fit, "--data-set", str(other)])
+    assert isinstance(refused.exception, UsageError) and "do not mix" in str(refused.exception)
 
 
 @pytest.mark.parametrize("change", ["order", "nodes", "figure", "columns"])
 def test_a_damaged_table_of_kernels_is_refused(labelled, change):
     pa = pytest.importorskip("pyarrow")
     from foretell.datasets import kernel_rows
-    from foretell.records import ExecutedKernel
 
     rows = [[ExecutedKernel("Conv", (0, 1), "", "", 1.0, 2.0)], [ExecutedKernel("Add", (2,), "", "", 1.0)]]
     table = kernel_rows.table(pa, rows)
@@ -378,7 +468,9 @@ def test_a_spec_is_the_graph_of_its_file(labelled):
     """Kernels of labels name nodes of the file; who learns from them builds the graph from the spec."""
     for n in parquet.read(labelled / "set").networks:
         graph, again = n.drawn.spec.graph(), read(edge.onnx_file(n.drawn.spec))
-        assert [(m.op_type, len(m.inputs)) for m in graph.nodes] == [(m.op_type, len(m.inputs)) for m in again.nodes]
+        assert [(m.op_type, len(m.inputs), m.outputs) for m in graph.nodes] == [
+            (m.op_type, len(m.inputs), m.outputs) for m in again.nodes
+        ]
 
 
 @pytest.mark.parametrize(

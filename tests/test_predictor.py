@@ -305,3 +305,29 @@ def test_only_the_default_has_a_calibrated_interval(fitted, zoo):
     assert other.latency_s.high / other.latency_s.low == pytest.approx(4.0)
     assert any("not calibrated" in w for w in other.warnings)
     assert not any("not calibrated" in w for w in own.warnings)
+
+
+def test_networks_that_trained_are_told_by_models_that_had_not_seen_them(recorded, fitted):
+    """What a residual network learns from: of networks that they know the kernels are right by more than of others."""
+    from foretell.predictor import networks
+
+    rows, graphs = recorded
+    train = [m for m in rows if m.source == "generated" and m.verdict == "ok" and m.kernels]
+    assert set(fitted.held_out_) == {m.graph for m in train}
+    truth = np.array([m.latency_s for m in train])
+    held_out = np.array([fitted.held_out_[m.graph].sum() for m in train])
+    known = fitted.latencies_s([graphs[m.graph] for m in train], "stack")
+    assert np.abs(np.log(known / truth)).mean() < 0.8 * np.abs(np.log(held_out / truth)).mean()
+    head = (f"{fitted.target.name}/latency_s",)
+    some = train[:3]
+    told = networks.estimates(fitted, [graphs[m.graph] for m in some], head, [some[0].graph, "another", some[2].graph])
+    assert [float(f[0]) for f, _ in told] == pytest.approx([held_out[0], known[1], held_out[2]])
+    assert all(parts.sum() == pytest.approx(float(f[0]), rel=1e-3) for f, parts in told)
+
+
+def test_latency_alone_can_be_learned(recorded, fitted):
+    rows, graphs = recorded
+    part = type(fitted)(fitted.target).fit([m for m in rows if m.source == "generated"], graphs, only_latency=True)
+    assert part.blocks_ is None and part.memory_ is None
+    some = list(graphs.values())[:3]
+    assert part.latencies_s(some) == pytest.approx(fitted.latencies_s(some))

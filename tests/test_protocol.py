@@ -62,7 +62,7 @@ def test_the_two_quietest_processes_decide_where_a_machine_is_shared():
     assert lowest(1e-4, 1.01e-4, cpu_share=0.5).verdict == "ok"  # most runs lie between two interruptions
 
 
-def test_rows_of_quiet_moments_stay_as_they_are():
+def test_rows_of_quiet_moments_are_not_corrected_by_the_reference():
     """The reference network meets what is there, labels wait: on a busy machine it took up to three times as long, and rows that were
     divided by it were off by up to a half."""
     rng = np.random.default_rng(0)
@@ -72,6 +72,40 @@ def test_rows_of_quiet_moments_stay_as_they_are():
         busy = np.where(rng.random(5) < (0.9 if i >= 100 else 0.1), 3.0, 1.0)
         rows.append(replace(row([1.0] * 5, times, 5e-3 * busy), protocol=protocol.LOWEST))
     assert protocol.correct_drift(rows) == rows
+
+
+def test_quiet_moments_of_a_slower_core_are_brought_to_one_speed():
+    """A core's clock differs by a tenth from hour to hour; what the probe took then tells of it, and a reference does not."""
+    rng = np.random.default_rng(0)
+    slow = lambda i: 1.15 if 100 <= i < 200 else 1.0  # noqa: E731
+    rows = []
+    for i in range(300):
+        t = np.array([i * 20.0, i * 20.0 + 5])
+        figures = 5e-3 * slow(i) ** protocol.PROBE_POWER * np.exp(0.002 * rng.standard_normal(2))
+        probes = 7e-5 * slow(i) * np.exp(0.02 * rng.standard_normal(2))
+        kernel = ExecutedKernel("Conv", (0,), "y", "", float(figures.mean()))
+        rows.append(replace(row(figures, t, [1e-3, 3e-3], kernels=(kernel,)), protocol=protocol.LOWEST, process_probe_s=tuple(probes)))
+    rows = [replace(m, latency_s=protocol.figure_of(m.process_latency_s, protocol.LOWEST)) for m in rows]
+    assert np.std(np.log([m.latency_s for m in rows])) > 0.04
+    level = protocol.quiet_level_s(rows)
+    assert level == pytest.approx(7e-5, rel=0.02)
+    fixed = protocol.correct_drift(rows)
+    inside = [m for i, m in enumerate(fixed) if 5 <= i % 100 < 95]  # but where the speed changes
+    assert np.std(np.log([m.latency_s for m in inside])) < 0.008
+    assert all(m.kernels[0].latency_s == pytest.approx(m.latency_s, rel=0.03) for m in fixed)
+    # Part of the rows, at the level of all: the same figures.
+    some = protocol.correct_drift(rows[120:180], level)
+    assert [m.latency_s for m in some[5:-5]] == [m.latency_s for m in fixed[125:175]]
+    assert np.median([m.latency_s for m in protocol.correct_drift(rows[120:180])]) > 5.3e-3  # at their own level
+    assert protocol.quiet_level_s([row([1.0] * 3)]) is None
+
+
+def test_rows_that_were_merged_with_unprobed_ones_are_corrected_still():
+    old = replace(row([1.0, 1.0], [0, 5], [1e-3] * 2), protocol=protocol.LOWEST)
+    new = replace(old, process_probe_s=(7e-5, 7e-5), process_started=(100.0, 105.0))
+    (merged,) = protocol.merge([old, new])
+    assert len(merged.process_probe_s) == len(merged.process_started) == 4
+    assert protocol.correct_drift([merged])[0].latency_s == pytest.approx(1.0)
 
 
 def test_kernel_times_are_medians_over_processes():

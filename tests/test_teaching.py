@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import foretell
 from foretell import cli_dataset
 from foretell.cli import app
-from foretell.datasets import parquet, teaching
+from foretell.datasets import files, parquet, teaching
 from foretell.errors import FitError, UsageError
 from foretell.generate.tasks.sampler import sample
 
@@ -89,6 +89,14 @@ def test_what_is_taught_corrects_and_is_the_default(folder, predictor, tmp_path,
     monkeypatch.setattr(teaching, "train", None)  # kept: the same call trains nothing again
     again = teaching.teach(folder, {TARGET: predictor}, tmp_path, visits=3000)[TARGET]
     assert again.latencies_s([test[0][1].drawn.spec.graph()]) == pytest.approx(told[:1])
+
+
+def test_kernels_that_know_the_networks_are_not_corrected(folder, predictor, tmp_path, few):
+    pytest.importorskip("torch")
+    knowing = replace(predictor, card={**predictor.card, files.LEARNED: 90})
+    taught = teaching.teach(folder, {TARGET: knowing}, tmp_path, visits=1000)[TARGET]
+    assert taught.residual_ is None and taught.gnn_ is not None
+    assert set(taught.card["graph_networks"]["validation_mape"]["latency_s"]) == {"gnn", "stack"}
 
 
 def test_a_kept_training_is_told_by_all_that_it_follows_from(folder, predictor, few):

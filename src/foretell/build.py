@@ -40,6 +40,9 @@ _CHOICE = 3  # times as many benchmarks as fit, where they are chosen as it goes
 _ROUND, _ROUND_S = 0.12, 45.0  # share of the budget, and seconds, after which the models are asked again
 _MOST_DOUBTED = 400  # benchmarks that are looked at in a round
 _OPTIONS = RunOptions(seconds=0.2)
+_PATIENCE_S = 6.0  # that a process waits for quiet moments
+_PATIENT = RunOptions(seconds=0.1, patience_s=_PATIENCE_S)
+_PATIENT_PROCESSES = 2  # the two lowest decide; where they differ there are more
 SECONDS_PER_ESTIMATE = 0.5  # a vendor's compiler on a small network
 Tell = Callable[[str, float, float | None, str], None]  # stage, share done, seconds left, text
 
@@ -57,13 +60,20 @@ class Plan:
     processes: int = protocol.PROCESSES
     signal: str = ""  # which excitation signal drives all benchmarks; none: networks and packs, mixed
     until_percent: float = 0.0  # stop once networks held out are told to this error; 0: use all of the budget
+    patient: bool = False  # measure in quiet moments, by :data:`foretell.bench.protocol.LOWEST`
+
+    @property
+    def rule(self) -> str:
+        """The protocol of its rows."""
+        return protocol.LOWEST if self.patient else protocol.PROTOCOL
 
     @property
     def campaign(self) -> str:
         """Name of the campaign in the store; the same plan resumes the same campaign."""
         until = f"-until{self.until_percent:g}" if self.until_percent else ""
         excite = f"-{self.signal}" if self.signal else ""
-        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}{excite}{until}"
+        patient = "-patient" if self.patient else ""
+        return f"{self.target.name}-{self.minutes:g}min-seed{self.seed}{excite}{until}{patient}"
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,11 @@ class Built:
 
 def plan_build(
     target: str, *, minutes: float, precision: str = "", threads: int = 1, seed: int = 0, until_percent: float = 0.0,
-    signal: str = "", scheduler: str | None = None,
+    signal: str = "", scheduler: str | None = None, patient: bool = False,
 ) -> Plan:  # fmt: skip
     """Plan a build. With ``until_percent`` there are more benchmarks than fit, to choose from as it goes; with ``signal``
-    they are layers whose dimensions an excitation signal drives, which is what flydels are identified from.
+    they are layers whose dimensions an excitation signal drives, which is what flydels are identified from. ``patient``:
+    what is measured waits for quiet moments; estimates never have to.
 
     With ``scheduler``, for the workers that it has now; raises as :func:`foretell.bench.farm.run_farm`.
     Raises TargetError or UsageError.
@@ -97,8 +108,9 @@ def plan_build(
         minutes * choice * (1 - _JUDGE_SHARE), workers=workers, seed=seed, mix=mix, spaces=spaces, seconds=seconds
     )
     judges = _judges(minutes * 60 * workers * _JUDGE_SHARE, each if backend.estimate else None)
-    processes = 1 if backend.estimate else protocol.PROCESSES
-    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, signal, until_percent)
+    patient = patient and not backend.estimate
+    processes = 1 if backend.estimate else _PATIENT_PROCESSES if patient else protocol.PROCESSES
+    return Plan(chosen, minutes, seed, workers, tuple(entries), judges, processes, signal, until_percent, patient)
 
 
 def enqueue(store: Store, campaign: str, models: Sequence[tuple[str, str, str, bytes]], processes: int) -> None:
@@ -133,7 +145,7 @@ def measure_plan(store: Store, plan: Plan, tell: Tell, scheduler: str | None = N
         enqueue(store, plan.campaign, models, plan.processes)
     elif not {"pending", "leased"} & set(store.counts(plan.campaign)):
         # All is measured. Rows that the machine's other work spoilt are made again, the rest stands.
-        rows = store.measurements(plan.target.name, plan.campaign)
+        rows = _rows(store, plan)
         if sum(m.verdict == "unstable" for m in rows) > 0.3 * len(rows):
             store.reopen(plan.campaign, plan.target.name, ("unstable",))
 
@@ -144,8 +156,10 @@ def measure_plan(store: Store, plan: Plan, tell: Tell, scheduler: str | None = N
     while True:
         left = budget - (time.monotonic() - start)
         settings = Settings(
-            options=_OPTIONS, seconds=max(5.0, min(left, max(_ROUND_S, _ROUND * budget)) if plan.until_percent else left),
+            options=_PATIENT if plan.patient else _OPTIONS,
+            seconds=max(5.0, min(left, max(_ROUND_S, _ROUND * budget)) if plan.until_percent else left),
             job_seconds=1200.0 if plan.processes == 1 else 120.0,
+            rule=plan.rule,
         )  # fmt: skip
         farm.run_farm(store, plan.campaign, plan.target, settings, report, scheduler=scheduler)
         waiting = "pending" in store.counts(plan.campaign)
@@ -158,11 +172,14 @@ def measure_plan(store: Store, plan: Plan, tell: Tell, scheduler: str | None = N
             return
 
 
+def _rows(store: Store, plan: Plan) -> list[Measurement]:
+    """The plan's rows; another plan may have measured the same networks by another protocol."""
+    return [m for m in store.measurements(plan.target.name, plan.campaign) if m.protocol == plan.rule]
+
+
 def _good_enough(store: Store, plan: Plan, tell: Tell) -> bool:
     """Whether networks held out are told well enough; if not, what the models doubt most is measured next."""
-    usable = protocol.correct_drift(
-        [m for m in store.measurements(plan.target.name, plan.campaign) if m.verdict != "failed"]
-    )
+    usable = protocol.correct_drift([m for m in _rows(store, plan) if m.verdict != "failed"])
     train = [m for m in usable if m.source == "generated"]
     try:
         predictor = Predictor(plan.target).fit(train, graphs_of(store, train))
@@ -237,7 +254,7 @@ def fit_and_judge(
     predictor.card.update(
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         foretell=__version__,
-        protocol=protocol.PROTOCOL,
+        protocol=example.protocol if example else protocol.PROTOCOL,
         runtime=str(example.environment.get("runtime", "")) if example else "",
         cpu=str(example.environment.get("cpu") or cpu_name()) if example else cpu_name(),
         python=platform.python_version(),
@@ -267,8 +284,7 @@ def build(
 ) -> Built:
     """The whole journey. Raises FitError for a predictor worse than the refined roofline unless ``force``."""
     measure_plan(store, plan, tell, scheduler)
-    rows = store.measurements(plan.target.name, plan.campaign)
-    usable = protocol.correct_drift([m for m in rows if m.verdict != "failed"])
+    usable = protocol.correct_drift([m for m in _rows(store, plan) if m.verdict != "failed"])
     train = [m for m in usable if m.source == "generated"]
     test = [m for m in usable if m.source == "zoo"]
     built = fit_and_judge(plan.target, train, test, graphs_of(store, usable), tell)
@@ -278,9 +294,6 @@ def build(
         )
     built.predictor.save(output)
     return built
-
-
-_PATIENCE_S = 6.0  # that a process waits for quiet moments
 
 
 def measure_models(

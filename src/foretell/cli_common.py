@@ -25,6 +25,7 @@ store_option = click.option(
 scheduler_option = click.option(
     "--scheduler", metavar="ADDRESS", help="Measure on the workers of a Dask scheduler, which must be trusted."
 )
+patient_option = click.option("--patient", is_flag=True, help="Wait for quiet moments, on a machine that others use, too.")
 stores_option = click.option(
     "--store",
     "stores",

@@ -12,6 +12,7 @@ import click
 from foretell.cli_common import (
     batch_option,
     format_option,
+    patient_option,
     require,
     scheduler_option,
     shape_option,
@@ -71,6 +72,7 @@ def _percent(context: click.Context, option: click.Parameter, value: str | None)
 )
 @store_option
 @scheduler_option
+@patient_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and measure nothing.")
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than a simple one.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -78,7 +80,7 @@ def _percent(context: click.Context, option: click.Parameter, value: str | None)
 def build(
     backend: str, minutes: float, until_error: float | None, excite: str | None, from_catalogue: bool, samples: int,
     measurements: Path | None, threads: int, precision: str, seed: int, output: Path | None, store: Path | None,
-    scheduler: str | None, dry_run: bool, force: bool, quiet: bool, form: str,
+    scheduler: str | None, patient: bool, dry_run: bool, force: bool, quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Build a predictor of this machine or of an added device: measure benchmarks, fit, judge on real networks, save.
 
@@ -102,7 +104,7 @@ def build(
         return
     plan = journey.plan_build(
         backend, minutes=minutes, precision=precision, threads=threads, seed=seed, until_percent=until_error or 0.0,
-        signal=excite or "", scheduler=scheduler,
+        signal=excite or "", scheduler=scheduler, patient=patient,
     )  # fmt: skip
     if dry_run:
         tables.show(*sheets.plan(plan), form)
@@ -130,7 +132,8 @@ def build(
 def _check_few(from_catalogue: bool, from_file: bool, dry_run: bool) -> None:
     """Raise UsageError for options that say nothing beside --from-catalogue or --measurements."""
     given = click.get_current_context().get_parameter_source
-    idle = ["minutes", "until_error", "excite", "scheduler", *(["samples", "from_catalogue", "store"] if from_file else [])]
+    idle = ["minutes", "until_error", "excite", "scheduler", "patient"]
+    idle += ["samples", "from_catalogue", "store"] if from_file else []
     said = [f"--{p.replace('_', '-')}" for p in idle if given(p) == click.core.ParameterSource.COMMANDLINE]
     if from_file and dry_run:
         said.append("--dry-run")
@@ -250,7 +253,7 @@ def recalibrate(
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--precision", default="", help="By default the target's own, or the backend's first.")
 @click.option("--processes", type=click.IntRange(1, 50), default=3, show_default=True)
-@click.option("--patient", is_flag=True, help="Wait for quiet moments, on a machine that others use, too.")
+@patient_option
 @shape_option
 @batch_option
 @store_option
@@ -292,16 +295,25 @@ def measure(
         sys.exit(6)
 
 
-@click.command(epilog="Example:  foretell fit --target ort-f32-1t --store runs.sqlite --output my-predictor")
+@click.command(
+    epilog="Examples:  foretell fit --target ort-f32-1t --store runs.sqlite --output my-predictor   |   "
+    "foretell fit --target ort-f32-1t --store runs.sqlite --data-set foretell-edge"
+)
 @click.option("--target", default="ort-f32-1t", show_default=True, help="Target whose measurements to fit.")
 @stores_option
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder  [default: in foretell's home]"
 )
+@click.option(
+    "--data-set", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Learn from the kernels of a data set, too: those of its split `train`.",
+)
 @click.option("--force", is_flag=True, help="Save even a predictor that is worse than the refined roofline.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @format_option
-def fit(target: str, stores: tuple[Path, ...], output: Path | None, force: bool, quiet: bool, form: str) -> None:
+def fit(
+    target: str, stores: tuple[Path, ...], output: Path | None, folder: Path | None, force: bool, quiet: bool, form: str
+) -> None:
     """Fit a predictor on measurements that a store already holds; judge it on its real networks."""
     from foretell import api
     from foretell import build as journey
@@ -310,22 +322,37 @@ def fit(target: str, stores: tuple[Path, ...], output: Path | None, force: bool,
     from foretell.report.progress import ProgressLine
 
     name = api.ALIASES.get(target, target)
-    train, test, graphs = _measured(stores, name)
+    more: list[Any] = []
+    of_set: dict[str, Any] = {}
+    level = None
+    if folder is not None:
+        from foretell.datasets import files
+
+        more, of_set, level = files.learning(folder, name)
+    train, test, graphs = _measured(stores, name, level)
     if not train:
         raise FitError(f"the store holds no generated benchmark of {name}", try_="foretell build")
+    for what in ("runtime", "cpu") if more else ():
+        theirs, ours = (str(m.environment.get(what, "")) for m in (more[0], train[0]))
+        if theirs and ours and theirs != ours:
+            raise UsageError(f"its labels are of {theirs}, the store's rows of {ours}: they do not mix", where=str(folder))
     with ProgressLine("fitting", quiet=quiet) as line:
         built = journey.fit_and_judge(
-            train[0].target, train, test, graphs, lambda stage, share, left, text: line.update(share, left, text)
+            train[0].target, train + more, test, graphs | of_set, lambda stage, share, left, text: line.update(share, left, text)
         )
     if journey.worse_than_refined(built.rows) and not force:
         raise FitError("the predictor is worse than the refined roofline, and was not saved", try_="--force")
     where = output or api.home() / "predictors" / name
+    if more:
+        built.predictor.card[files.LEARNED] = len(more)
     built.predictor.save(where)
     tables.show(*sheets.judged(built.rows, built.noise_floor, name, where, built.predictor.card), form)
 
 
-def _measured(stores: tuple[Path, ...], target: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """(generated, real, graphs) of a target's rows, drift corrected, one row a graph."""
+def _measured(
+    stores: tuple[Path, ...], target: str, level: float | None = None
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """(generated, real, graphs) of a target's rows, drift corrected (to a level, if given), one row a graph."""
     from foretell import build as journey
     from foretell.bench import protocol
 
@@ -338,7 +365,7 @@ def _measured(stores: tuple[Path, ...], target: str) -> tuple[list[Any], list[An
         part = [m for m in store.measurements(target) if m.verdict != "failed"]
         rows += part
         graphs.update(journey.graphs_of(store, part))
-    rows = protocol.merge(protocol.correct_drift(rows))
+    rows = protocol.merge(protocol.correct_drift(rows, level))
     train = [m for m in rows if m.source == "generated"]
     test = [m for m in rows if m.source != "generated"]
     return train, test, graphs

@@ -97,6 +97,7 @@ class Measurement:
         process_latency_s: the figure of each process.
         process_started: when each process began, seconds since the epoch.
         process_reference_s: the figure of the reference network in each process, which shows the machine's drift.
+        process_probe_s: what an empty loop took in the moments that each process was timed in, 0 where it did not look.
         noise: half the relative spread between processes.
         estimate: True for a row from a vendor tool rather than from hardware.
     """
@@ -112,6 +113,7 @@ class Measurement:
     process_latency_s: tuple[float, ...] = ()
     process_started: tuple[float, ...] = ()
     process_reference_s: tuple[float, ...] = ()
+    process_probe_s: tuple[float, ...] = ()
     peak_memory_bytes: int | None = None
     energy_j: float | None = None
     noise: float | None = None

@@ -345,6 +345,6 @@ class Store:
 def _measurement(d: dict[str, Any], name: str, family: str, source: str) -> Measurement:
     d["target"] = Target(**d["target"])
     d["kernels"] = tuple(ExecutedKernel.from_dict(k) for k in d["kernels"])
-    for key in ("process_latency_s", "process_started", "process_reference_s", "eliminated"):
+    for key in ("process_latency_s", "process_started", "process_reference_s", "process_probe_s", "eliminated"):
         d[key] = tuple(d.get(key, ()))
     return Measurement(**{**d, "name": name, "family": family, "source": source})

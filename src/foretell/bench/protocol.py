@@ -11,6 +11,7 @@ A machine that others share may be a third slower for most of all seconds, whate
 processes is a coin toss. Under :data:`LOWEST` a process waits for quiet moments (:mod:`foretell.backends.timing`), and a figure
 is the mean of the two lowest processes, once they agree: slow spells only add. Where another process took part of a core, only
 runs of less than a millisecond count: most of those fall between two interruptions, and the 10th percentile is of such.
+Quiet moments of different hours differ, too: a core's clock is quicker by a tenth at some hours. What the probe took tells of it.
 
 Verdicts: ``ok``; ``unstable`` when processes still differ by more than ``MAX_SPREAD`` after the extra ones, or the
 outputs hold denormal numbers (which slow a CPU 100-fold), or another process took the cores; ``failed`` when a process
@@ -19,6 +20,7 @@ crashed, hung or refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,6 +37,10 @@ MAX_SPREAD = 0.10
 _MOST_APART = {PROTOCOL: MAX_SPREAD, LOWEST: 0.05}  # between the processes that decide
 DRIFT_WINDOW_S = 180.0
 DRIFT_NEAREST = 7  # at least so many reference runs decide
+PROBE_WINDOW_S = 30.0
+# Networks slow down by this power of what the probe does, which is all clock and no memory. Of 0.5 to 1, and of windows of 5 s
+# to 300 s, it is what made labels of two days agree best (benchmarks/drift.py).
+PROBE_POWER = 0.7
 MIN_CPU_SHARE = 0.9  # of its cores; below, another process had them for part of the time
 _BETWEEN_S = 1e-3  # that a run may take and still mostly lie between two turns of another process
 PERCENTILE = 10
@@ -117,6 +123,7 @@ def judge(
         process_latency_s=latencies,
         process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
         process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
+        process_probe_s=tuple(float(r.environment.get("probe_s", 0.0)) for r in good),
         peak_memory_bytes=max(peaks) if peaks else None,
         energy_j=float(np.median(energies)) if energies else None,
         noise=gap / 2 if latencies else None,
@@ -147,6 +154,35 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
     return tuple(replace(k, latency_s=float(t)) for k, t in zip(runs[0], times, strict=True))
 
 
+def quiet_level_s(measurements: Sequence[Measurement]) -> float | None:
+    """What a probe usually took while rows of :data:`LOWEST` were measured: the level to which :func:`correct_drift` brings
+    them. None without such rows."""
+    points = _probes(measurements)
+    return float(np.median([p for _, p in points])) if points else None
+
+
+def correct_drift(measurements: Sequence[Measurement], quiet_s: float | None = None) -> list[Measurement]:
+    """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
+
+    The drift at a time is the median of the reference figures around it over the median of all of them. For rows of
+    :data:`LOWEST` it is told by the probe: they are of quiet moments, which the reference did not wait for. Rows without
+    a reference, or probe, stay as they are. Correct all rows that are compared in one call, or to one level.
+
+    Args:
+        quiet_s: the level of rows of :data:`LOWEST`: what a probe takes there; by default :func:`quiet_level_s`.
+    """
+    references = _references(measurements)
+    drift = {PROTOCOL: _Drift(references, DRIFT_WINDOW_S, 1.0, None) if len(references) >= 2 * DRIFT_NEAREST else None}
+    if probes := _probes(measurements):
+        drift[LOWEST] = _Drift(probes, PROBE_WINDOW_S, PROBE_POWER, quiet_s)
+    out = []
+    for m in measurements:
+        told = drift.get(m.protocol)
+        seen = m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
+        out.append(m if told is None or m.latency_s is None or not any(seen) else told.without(m))
+    return out
+
+
 def _references(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
     """When reference networks ran, and what they took."""
     return sorted(
@@ -155,44 +191,42 @@ def _references(measurements: Sequence[Measurement]) -> list[tuple[float, float]
     )
 
 
-def correct_drift(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """``measurements`` with the machine's slow drift taken out of latencies and kernel times.
+def _probes(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
+    """When quiet moments were probed, and what a probe took."""
+    return sorted(
+        {(t, p) for m in measurements if m.protocol == LOWEST and m.process_probe_s
+         for t, p in zip(m.process_started, m.process_probe_s, strict=True) if p > 0}
+    )
 
-    The drift at a time is the median of the reference figures around it over the median of all of them. Rows without a
-    reference stay as they are, and those of :data:`LOWEST`: they are of quiet moments, which the reference did not wait for.
-    Correct all rows that are compared in one call.
-    """
-    points = _references(measurements)
-    if len(points) < 2 * DRIFT_NEAREST:
-        return list(measurements)
-    times = np.array([t for t, _ in points])
-    reference = np.array([r for _, r in points])
-    usual = float(np.median(reference))
 
-    def drift(t: float) -> float:
-        away = np.abs(times - t)
-        near = np.flatnonzero(away <= DRIFT_WINDOW_S)
-        if near.size < DRIFT_NEAREST:
-            near = np.argsort(away)[:DRIFT_NEAREST]
-        return float(np.median(reference[near])) / usual
+class _Drift:
+    """How much slower than usual a machine was, by figures of the same thing at several times."""
 
-    out = []
-    for m in measurements:
-        if m.latency_s is None or m.protocol == LOWEST or not any(m.process_reference_s):
-            out.append(m)
-            continue
-        factors = np.array([drift(t) for t in m.process_started])
+    def __init__(self, points: Sequence[tuple[float, float]], window_s: float, power: float, usual: float | None) -> None:
+        self.times, self.figures = np.array(points).T
+        self.window_s, self.power = window_s, power
+        self.usual = float(np.median(self.figures)) if usual is None else usual
+
+    def at(self, t: float) -> float:
+        """The factor at a time."""
+        first, last = np.searchsorted(self.times, (t - self.window_s, t + self.window_s))
+        near = self.figures[first:last]
+        if len(near) < DRIFT_NEAREST:
+            near = self.figures[np.argsort(np.abs(self.times - t))[:DRIFT_NEAREST]]
+        return math.pow(float(np.median(near)) / self.usual, self.power)
+
+    def without(self, m: Measurement) -> Measurement:
+        """A row without it."""
+        factors = np.array([self.at(t) for t in m.process_started])
         latencies = np.array(m.process_latency_s) / factors
         factor = float(np.median(factors))
-        out.append(
-            replace(
-                m,
-                latency_s=figure_of(latencies.tolist(), m.protocol),
-                process_latency_s=tuple(float(v) for v in latencies),
-                kernels=tuple(replace(k, latency_s=k.latency_s / factor) for k in m.kernels),
-            )
+        return replace(
+            m,
+            latency_s=figure_of(latencies.tolist(), m.protocol),
+            process_latency_s=tuple(float(v) for v in latencies),
+            noise=apart(latencies.tolist(), m.protocol) / 2 if m.protocol == LOWEST else m.noise,
+            kernels=tuple(replace(k, latency_s=k.latency_s / factor) for k in m.kernels),
         )
-    return out
 
 
 def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
@@ -219,6 +253,7 @@ def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
                 process_latency_s=latencies,
                 process_started=tuple(t for m in good for t in m.process_started),
                 process_reference_s=tuple(r for m in good for r in m.process_reference_s),
+                process_probe_s=tuple(p for m in good for p in m.process_probe_s or (0.0,) * len(m.process_started)),
                 noise=apart(latencies, first.protocol) / 2,
                 peak_memory_bytes=max(m.peak_memory_bytes or 0 for m in good) or None,
                 kernels=tuple(replace(k, latency_s=k.latency_s * factor) for k in first.kernels),

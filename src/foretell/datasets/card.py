@@ -22,17 +22,18 @@ _METHOD = (
     "int8 TFLite file are rebuilt bit for bit; weights are random, of a fixed seed. Rows of Vela and ZigZag are "
     "estimates of those tools, not silicon: one run, deterministic. Rows of runtimes are measured by the protocol "
     "named in the card: p10-median takes the median over processes of each one's 10th percentile, corrected for the machine's "
-    "drift, p10-quiet the mean of the two lowest, in moments that a probe calls quiet. A network that a tool refuses "
-    "is a failed row."
+    "drift, p10-quiet the mean of the two lowest, in moments that a probe calls quiet, brought to one speed of the core by "
+    "what the probe took (quiet_s of the card). A network that a tool refuses is a failed row."
 )
 _LICENCE = "Apache-2.0"
 
 
 def make(
     networks: Sequence[Network], labels: Sequence[Label], *, name: str, version: int, seed: int,
-    examples: Mapping[str, Measurement],
+    examples: Mapping[str, Measurement], levels: Mapping[str, float | None],
 ) -> dict[str, Any]:  # fmt: skip
-    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances."""
+    """The card as JSON-able values. ``examples`` holds a measurement of each target, for versions and circumstances,
+    ``levels`` what a probe takes at the level of its labels (:func:`foretell.bench.protocol.correct_drift`)."""
     spaces = {}
     for space in SPACES:
         rows = [n for n in networks if n.drawn.spec.space == space]
@@ -50,6 +51,7 @@ def make(
             "backend": example.target.backend, "runtime": str(example.environment.get("runtime", "")),
             "cpu": str(example.environment.get("cpu") or cpu_name()), "estimate": example.estimate,
             "protocol": example.protocol, "precision": example.target.precision,
+            **({"quiet_s": level} if (level := levels.get(target)) else {}),
             "verdicts": dict(Counter(x.verdict for x in rows_)),
             **{m: _figures([getattr(x, m) for x in good]) for m in METRICS},
         }  # fmt: skip

@@ -18,10 +18,13 @@ from foretell.datasets import edge, parquet
 from foretell.errors import FormatError, UsageError
 from foretell.generate.tasks.sampler import describe
 from foretell.graph.canonical import canonical_hash
+from foretell.graph.ir import Graph
 from foretell.records import ExecutedKernel, Measurement
 from foretell.store import Store, graph_hash
 
 FORMS = ("onnx", "tflite", "both")
+LEVEL = "quiet_s"  # of a card and of the rows that were taken from it
+LEARNED = "data_set_networks"  # of a predictor's card: how many networks of a data set its kernels learned from
 
 
 def pack(
@@ -46,10 +49,13 @@ def pack(
     labels: list[parquet.Label] = []
     kernels: list[tuple[ExecutedKernel, ...]] = []
     examples: dict[str, Measurement] = {}
+    levels: dict[str, float | None] = {}
     prefix = edge.campaign_of("")
     for target in targets or [c.removeprefix(prefix) for c in kept.campaigns() if c.startswith(prefix)]:
         found = [m for m in kept.measurements(target, edge.campaign_of(target)) if m.graph in place]
-        found = protocol.correct_drift(found)
+        # Labels that are added are brought to the level of those that are there.
+        levels[target] = next((v for m in found if (v := m.environment.get(LEVEL))), protocol.quiet_level_s(found))
+        found = protocol.correct_drift(found, levels[target])
         found.sort(key=lambda m: place[m.graph])
         good = next((m for m in found if m.verdict == "ok"), None)
         if good is not None:
@@ -72,7 +78,7 @@ def pack(
         networks.append(parquet.Network(drawn, parquet.split_of(drawn)))
         if tell is not None:
             tell((i + 1) / last)
-    card = cards.make(networks, labels, name=edge.NAME, version=parquet.VERSION, seed=seed, examples=examples)
+    card = cards.make(networks, labels, name=edge.NAME, version=parquet.VERSION, seed=seed, examples=examples, levels=levels)
     written = parquet.write(folder, networks, labels, card, kernels)
     (folder / "README.md").write_text(cards.markdown(written), encoding="utf-8")
     return written
@@ -157,12 +163,17 @@ def rows(
     """
     kernels = parquet.kernels(folder, data)
     resolved = {t: backends.resolve(t, "", 1) for t in (data.targets if targets is None else targets)}
-    about = {}
+    about: dict[str, tuple[str, dict[str, Any]]] = {}
     for t in resolved:
         try:
             card = data.card["targets"][t]
             cpu = str(card.get("cpu") or data.card.get("cpu") or "")
-            about[t] = str(card["protocol"]), str(card["runtime"]), cpu
+            level = card.get(LEVEL)
+            about[t] = str(card["protocol"]), {"runtime": str(card["runtime"]), "cpu": cpu}
+            if level is not None:
+                about[t][1][LEVEL] = float(level)
+                if not 0 < about[t][1][LEVEL] < 1:
+                    raise ValueError(LEVEL)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise FormatError(f"its card does not tell of {t}", where=str(folder / parquet.CARD)) from None
     by_network: dict[int, list[int]] = defaultdict(list)
@@ -174,16 +185,38 @@ def rows(
         for i in by_network[number]:
             label = data.labels[i]
             backend, target = resolved[label.target]
-            protocol_, runtime, cpu = about[label.target]
+            protocol_, environment = about[label.target]
             found.append(
                 Measurement(
                     n.drawn.hash, n.drawn.name, n.drawn.spec.space, "generated", target, protocol_, label.verdict,
                     label.latency_s, peak_memory_bytes=label.peak_memory_bytes, energy_j=label.energy_j, noise=label.noise,
                     kernels=kernels.of(i) if kernels is not None else (), estimate=backend.estimate,
-                    environment={"runtime": runtime, "cpu": cpu},
+                    environment=environment,
                 )
             )  # fmt: skip
         yield found
+
+
+def learning(folder: Path, target: str) -> tuple[list[Measurement], dict[str, Graph], float | None]:
+    """What a predictor of ``target`` may learn from a data set: the rows of the split ``train`` with their kernels, the graphs by
+    hash, and the level of its figures (:func:`foretell.bench.protocol.correct_drift`).
+
+    Raises:
+        UsageError: it has no labels of the target; as :func:`rows`, too.
+    """
+    data = parquet.read(folder)
+    if target not in data.targets:
+        known = ", ".join(data.targets)
+        raise UsageError(f"it has no labels of {target}", where=str(folder), try_=f"foretell dataset build; it has {known}")
+    found: list[Measurement] = []
+    graphs: dict[str, Graph] = {}
+    for n, own in zip(data.networks, rows(folder, data, [target]), strict=True):
+        good = [m for m in own if m.verdict == "ok"] if n.split == "train" else []
+        if good:
+            graphs[n.drawn.hash] = n.drawn.spec.graph(n.drawn.name)
+            found += good
+    level = found[0].environment.get(LEVEL) if found else None
+    return found, graphs, level
 
 
 def _label(m: Measurement, place: int) -> parquet.Label:

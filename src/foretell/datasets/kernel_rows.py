@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 KERNELS = "kernels.parquet"
 _MOST_NODES = 100_000  # of one network
 _TYPES = {"latency_s": "float", "energy_j": "float"}
+_OPTIONAL = ("tensor", "layout")  # data sets of before 2026-11-28 lack them
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class KernelTable:
         first: (kernels + 1,) the nodes of kernel k are ``nodes[first[k] : first[k + 1]]``.
         nodes: (n,) positions in the network's graph.
         op_types, op_type: names, and (kernels,) the number of each kernel's.
+        tensors, tensor: the same of the tensor that a kernel without nodes converts, empty for others.
+        layouts, layout: the same of the memory layout of what a kernel writes, empty for the graph's own.
         latency_s, energy_j: (kernels,) in single precision, NaN where nothing tells.
     """
 
@@ -41,6 +44,10 @@ class KernelTable:
     nodes: Array
     op_types: tuple[str, ...]
     op_type: Array
+    tensors: tuple[str, ...]
+    tensor: Array
+    layouts: tuple[str, ...]
+    layout: Array
     latency_s: Array
     energy_j: Array
 
@@ -50,30 +57,31 @@ class KernelTable:
         for k in range(int(self.starts[label]), int(self.starts[label + 1])):
             nodes = tuple(self.nodes[self.first[k] : self.first[k + 1]].tolist())
             energy = float(self.energy_j[k])
-            out.append(
-                ExecutedKernel(
-                    self.op_types[self.op_type[k]], nodes, "", "", float(self.latency_s[k]), None if energy != energy else energy
-                )
-            )
+            tensor, layout = self.tensors[self.tensor[k]], self.layouts[self.layout[k]]
+            seconds, joules = float(self.latency_s[k]), None if energy != energy else energy
+            out.append(ExecutedKernel(self.op_types[self.op_type[k]], nodes, tensor, layout, seconds, joules))
         return tuple(out)
 
 
 def table(pa: Any, kernels: Iterable[Sequence[ExecutedKernel]]) -> pyarrow.Table:
     """An Arrow table of the kernels of labels, given label by label."""
     label: list[int] = []
-    op_types: list[str] = []
+    words: dict[str, list[str]] = {name: [] for name in ("op_type", *_OPTIONAL)}
     nodes: list[tuple[int, ...]] = []
     figures: dict[str, list[float | None]] = {name: [] for name in _TYPES}
     for i, of_label in enumerate(kernels):
         for k in of_label:
             label.append(i)
-            op_types.append(k.op_type)
+            words["op_type"].append(k.op_type)
+            words["tensor"].append("" if k.nodes else k.tensor)
+            words["layout"].append(k.layout)
             nodes.append(k.nodes)
             figures["latency_s"].append(k.latency_s)
             figures["energy_j"].append(k.energy_j)
     return pa.table(
         {
-            "label": pa.array(label, pa.int32()), "op_type": pa.array(op_types, pa.string()).dictionary_encode(),
+            "label": pa.array(label, pa.int32()),
+            **{name: pa.array(values, pa.string()).dictionary_encode() for name, values in words.items()},
             "nodes": pa.array(nodes, pa.list_(pa.int32())),
             **{name: pa.array(values, pa.float32()) for name, values in figures.items()},
         }
@@ -92,9 +100,10 @@ def from_table(found: pyarrow.Table, sizes: Sequence[int], where: str) -> Kernel
         lists = columns["nodes"]
         lengths = np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False), np.int64)
         nodes = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.int64)
-        names = columns["op_type"]
-        op_types = tuple(str(v) for v in names.dictionary.to_pylist())
-        op_type = np.asarray(names.indices.to_numpy(zero_copy_only=False), np.int64)
+        op_types, op_type = _words(columns["op_type"])
+        none = ("",), np.zeros(len(label), np.int64)
+        tensors, tensor = _words(columns["tensor"]) if "tensor" in columns else none
+        layouts, layout = _words(columns["layout"]) if "layout" in columns else none
         figures = {name: np.asarray(columns[name].to_numpy(zero_copy_only=False), np.float32) for name in _TYPES}
     except (KeyError, AttributeError, TypeError, ValueError) as e:
         raise FormatError(f"is no table of kernels ({type(e).__name__}: {e})", where=where) from None
@@ -108,4 +117,14 @@ def from_table(found: pyarrow.Table, sizes: Sequence[int], where: str) -> Kernel
     if any((v < 0).any() or np.isinf(v).any() for v in figures.values()) or np.isnan(figures["latency_s"]).any():
         raise FormatError("a figure that is none", where=where)
     starts = np.searchsorted(label, np.arange(len(size) + 1))
-    return KernelTable(starts, first, nodes, op_types, op_type, figures["latency_s"], figures["energy_j"])
+    return KernelTable(
+        starts, first, nodes, op_types, op_type, tensors, tensor, layouts, layout, figures["latency_s"], figures["energy_j"]
+    )
+
+
+def _words(column: Any) -> tuple[tuple[str, ...], Array]:
+    """(words, number of each row's) of a column of few different ones. Raises ValueError if a row has none."""
+    if column.null_count:
+        raise ValueError("a word is missing")
+    number = np.asarray(column.indices.to_numpy(zero_copy_only=False), np.int64)
+    return tuple(str(v) for v in column.dictionary.to_pylist()), number

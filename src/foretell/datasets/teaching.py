@@ -91,7 +91,8 @@ def labels_of(found: Sequence[Example], heads: Sequence[str]) -> Array:
 
 
 class Estimates:
-    """What a predictor's kernels say of graphs, which a residual network corrects; computed once a graph."""
+    """What a predictor's kernels say of graphs, which a residual network corrects; computed once a graph. Of networks that the
+    kernels have just been fitted on, what they said before they had seen them."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -103,7 +104,7 @@ class Estimates:
         start = time.monotonic()
         for i in range(0, len(new), _AT_ONCE):
             part = new[i : i + _AT_ONCE]
-            told = networks.estimates(self.predictor, [e.graph for e in part], heads)
+            told = networks.estimates(self.predictor, [e.graph for e in part], heads, [e.key for e in part])
             self._kept.update({(heads, e.key): t for e, t in zip(part, told, strict=True)})
             if tell is not None:
                 done = (i + len(part)) / len(new)
@@ -187,17 +188,19 @@ def _digest(
 
 
 def errors(
-    found: Sequence[Example], heads: tuple[str, ...], general: GraphNetwork, residual: GraphNetwork, estimates: Estimates
-) -> dict[str, dict[str, float]]:
-    """Mean absolute relative error by metric and method (gnn, residual, stack) on ``found``, of one target. Where the kernels
-    do not tell of memory, a residual network corrects a plain bound, which is no method."""
+    found: Sequence[Example], heads: tuple[str, ...], general: GraphNetwork, residual: GraphNetwork | None,
+    estimates: Estimates,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Mean absolute relative error by metric and method (gnn, residual if there is one, stack) on ``found``, of one target.
+    Where the kernels do not tell of memory, a residual network corrects a plain bound, which is no method."""
     labels = labels_of(found, heads)
     by_stack = np.array([figures for figures, _ in estimates.of(found, heads)]).reshape(len(found), len(heads))
     told = {
         "gnn": general.only(heads).predict([e.encoded for e in found]),
-        "residual": residual.predict(estimates.corrected(found, heads)),
         "stack": by_stack,
     }
+    if residual is not None:
+        told["residual"] = residual.predict(estimates.corrected(found, heads))
     out: dict[str, dict[str, float]] = {}
     for i, h in enumerate(heads):
         there = np.isfinite(labels[:, i])
@@ -235,6 +238,9 @@ def teach(
 ) -> dict[str, Predictor]:
     """Predictors that carry graph networks taught from a data set; the best on its validation networks is the default.
 
+    A predictor whose kernels learned from a data set (``foretell fit --data-set``) gets no residual network: what its kernels say
+    of networks that they know is no sample of what they are off by.
+
     Args:
         predictors: by target, all of one precision.
         work: folder where trainings are kept.
@@ -259,9 +265,11 @@ def teach(
         own = tuple(h for h in heads if h.rpartition("/")[0] == target)
         estimates = Estimates(predictor)
         some = [e for e in learning if target in e.rows]
-        residual, more = learn(
-            some, own, work / f"{target}.safetensors", estimates=estimates, visits=visits, tell=tell
-        )
+        residual, more = None, 0.0
+        if not predictor.card.get(files.LEARNED):
+            residual, more = learn(
+                some, own, work / f"{target}.safetensors", estimates=estimates, visits=visits, tell=tell
+            )
         judges = [e for e in judging if target in e.rows]
         off = errors(judges, own, general, residual, estimates)
         best = {metric: preferred(by) for metric, by in off.items()}

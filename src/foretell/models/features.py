@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.graph.ir import DTYPE_BITS, Graph, Node, Shape
+from foretell.errors import FormatError
+from foretell.graph.ir import DTYPE_BITS, Graph, Node, Shape, Tensor
 from foretell.graph.kinds import NodeKind
 from foretell.graph.ops import OPS, UNKNOWN, op_type
 from foretell.graph.padding import explicit_padding
@@ -251,7 +252,7 @@ def _kind_of(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKin
         shape = kernel.shape if kernel.shape >= 0 else shape_of(graph, members, outputs)
         key = (kernel.label, kernel.blocked, shape, *[kinds[j] for j in members])
     else:
-        tensor = graph.tensors[kernel.tensor]
+        tensor = _converted(graph, kernel)
         key = (kernel.label, kernel.blocked, tensor.dtype, tensor.shape)
     kind = _kinds.get(key)
     if kind is None:
@@ -261,8 +262,16 @@ def _kind_of(graph: Graph, kernel: Kernel, outputs: frozenset[str]) -> KernelKin
     return kind
 
 
+def _converted(graph: Graph, kernel: Kernel) -> Tensor:
+    """The tensor that a kernel without nodes converts. Raises FormatError if the graph has none of that name."""
+    tensor = graph.tensors.get(kernel.tensor)
+    if tensor is None:
+        raise FormatError(f"a kernel of {kernel.label} converts {kernel.tensor!r}, which is no tensor of it", where=graph.name)
+    return tensor
+
+
 def _conversion(graph: Graph, kernel: Kernel) -> KernelKind:
-    t = graph.tensors[kernel.tensor]
+    t = _converted(graph, kernel)
     c = COLUMN
     row = [0.0] * len(NAMES)
     shape = (*t.shape, 1, 1, 1, 1)
