@@ -521,9 +521,9 @@ def tables(rows: list[dict[str, Any]], a: argparse.Namespace, shipped: dict[str,
     parts += ["## In short\n", summary(rows, heads, shipped), "*noise*: how far the processes that a label is made from lie from it,"
               f" in the mean. {hours_apart()}*spaces*: mean and worst over the spaces that were left out. *default*: what ships, by the"
               " mean of two errors, that over spaces that were left out and that of the split validation; the kernels (stack) unless a"
-              " network is better by a tenth. On Ethos-U and ZigZag stack was fitted on generated networks of none of these spaces, but the closed form of"
-              " Ethos-U in it was mended with errors of training networks of all of them in view: to it no space is unseen, nor to the"
-              " residual network that corrects it.\n"]  # fmt: skip
+              " network is better by a tenth. On Ethos-U and ZigZag stack was fitted on generated networks of none of these spaces, but the closed"
+              " forms in it were mended with errors of training networks of all of them in view: to them no space is unseen, nor to the"
+              " residual networks that correct them.\n"]  # fmt: skip
     for target, metric in heads:
         names = list(dict.fromkeys(r["split"] for r in rows if (r["target"], r["metric"]) == (target, metric)))
         lines = []

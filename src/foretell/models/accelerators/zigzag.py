@@ -31,7 +31,8 @@ _WORD = 64  # bits of the narrowest access to the shared memory
 class Hardware:
     """An accelerator. Energies in pJ an access; ``sram`` is (read, write) of 64 bits of the memory of inputs and outputs.
 
-    ``weights`` is how many weights stay: of one multiplier if ``local``, else of the whole layer.
+    ``weights`` is how many weights stay: of one multiplier if ``local``, else of the whole layer, in a memory beside the
+    array whose (read, write) of 64 bits is ``buffer``. ``summed``: an adder tree sums over C, one accumulator behind it.
     """
 
     array: tuple[int, int, int, int]  # K, C, OX, OY
@@ -43,11 +44,15 @@ class Hardware:
     sram: tuple[float, float]
     dram: tuple[float, float]
     systolic: bool = False  # results leave through the array, one row and column a cycle
+    buffer: tuple[float, float] = (0.0, 0.0)
+    summed: bool = False
 
 
 HARDWARE = {
     "tpu_like": Hardware((32, 32, 1, 1), 128, True, 0.04, 0.095, 0.021, (13.005, 11.825), (700.0, 750.0), True),
-    "edge_tpu_like": Hardware((8, 8, 4, 4), 32768, False, 0.04, 0.01, 0.02, (13.005, 11.825), (700.0, 750.0)),
+    "edge_tpu_like": Hardware(
+        (8, 8, 4, 4), 32768, False, 0.04, 0.01, 0.02, (13.005, 11.825), (700.0, 750.0), False, (22.9 / 8, 52.01 / 8), True
+    ),
     "eyeriss_like": Hardware((14, 12, 1, 1), 64, True, 0.5, 1.0, 1.5, (100 / 6, 130 / 6), (1000.0, 1000.0)),
 }
 
@@ -124,20 +129,23 @@ class ZigZag:
         fixed = (
             hw.mac * cycles * lanes
             + (hw.dram[0] * (w + i) + hw.dram[1] * o + write * i + read * o) / _DRAM
-            + hw.weight * w
+            + (hw.weight + hw.buffer[1] / 8) * w
             + read * math.ceil(c * area * 8 / _WORD) * cycles
         )
         spatial = max(1, cycles // (steps["K"] * deep * taps * loops["G"]))
+        fetch = hw.weight * k * c + hw.buffer[0] * math.ceil(k * c * 8 / _WORD)  # of the weights of one step
+        sums_of = hw.accumulate * (lanes / c if hw.summed else lanes)
         best = math.inf
-        for kept in {1, taps, deep, deep * taps}:  # additions of one result that follow each other
+        along = {1, loops["FX"], loops["FY"], taps}
+        for kept in along | {deep * n for n in along}:  # additions of one result that follow each other
             if kept > 128:
                 continue
             part = deep * taps > kept
-            sums = hw.accumulate * lanes * ((2 if deep * taps > 1 else 1) * cycles + (2 if part else 1) * cycles / kept)
+            sums = sums_of * ((2 if deep * taps > 1 else 1) * cycles + (2 if part else 1) * cycles / kept)
             moved = write * math.ceil(k * area * (16 if part else 8) / _WORD)
             moved += read * math.ceil(k * area * 16 / _WORD) if part else 0.0
             for weights in (cycles, cycles / spatial) if kept == 1 else (cycles,):
-                best = min(best, fixed + sums + cycles / kept * moved + hw.weight * k * c * weights)
+                best = min(best, fixed + sums + cycles / kept * moved + fetch * weights)
         return best
 
 
@@ -198,10 +206,12 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
     if len(x) < 2 or len(w) < 2 or not y:
         return None
     rows = math.prod(y[:-1])
+    # Two computed operands, as in attention, are a product of its own for each head.
+    heads = math.prod(x[:-2]) if not view.ins[1].const and len(x) == len(w) else 1
     # A matrix has no image axes to spread over an array that has them: rows run one after the other.
     return {
-        "B": rows, "K": y[-1], "C": x[0] if view.attr("transA", 0) else x[-1], "G": 1, "OX": 1, "OY": 1, "FX": 1,
-        "FY": 1, "IX": 1, "IY": 1, "SX": 1, "SY": 1, "SDX": 1, "SDY": 1,
+        "B": rows // max(1, heads), "K": y[-1], "C": x[0] if view.attr("transA", 0) else x[-1], "G": heads, "OX": 1, "OY": 1,
+        "FX": 1, "FY": 1, "IX": 1, "IY": 1, "SX": 1, "SY": 1, "SDX": 1, "SDY": 1,
     }  # fmt: skip
 
 
