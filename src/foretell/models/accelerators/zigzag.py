@@ -60,7 +60,7 @@ HARDWARE = {
 class ZigZag:
     """Closed form of one of :data:`HARDWARE`."""
 
-    name = "zigzag/1"
+    name = "zigzag/2"
 
     def __init__(self, device: str, hardware: Hardware) -> None:
         self.device, self.hardware = device, hardware
