@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,13 @@ def test_build_waits_for_quiet_moments_if_asked(home):
     patient = json.loads(run(*command, "--patient", **fake).stdout)["card"]
     assert (usual["protocol"], patient["protocol"]) == ("p10-median/1", "p10-quiet/1")
     assert patient["train_measurements"] == usual["train_measurements"]
+    store = Store(home / "measurements.sqlite")
+    rules = Counter(m.protocol for m in store.measurements("fake-f32-1t"))
+    assert len(rules) == 2
+    # What one plan measures anew is its own: nothing of the other's rows of the same networks is lost.
+    again = store.reopen(next(c for c in store.campaigns() if c.endswith("-patient")), "fake-f32-1t", ("ok",), "p10-quiet/1")
+    assert again > 0
+    assert Counter(m.protocol for m in store.measurements("fake-f32-1t"))["p10-median/1"] == rules["p10-median/1"]
 
 
 def test_names_that_are_nearly_right_are_answered(home):

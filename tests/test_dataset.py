@@ -345,7 +345,7 @@ def test_labels_that_are_added_are_brought_to_the_speed_of_those_that_are_there(
     assert data.card["targets"]["fake-f32-1t"]["quiet_s"] == pytest.approx(level)
 
 
-@pytest.mark.parametrize("level", ["x", -1, 0, float("nan")])
+@pytest.mark.parametrize("level", ["x", -1, 0, float("nan"), 10**400])
 def test_a_level_that_is_none_is_refused(labelled, tmp_path, level):
     folder = copy(labelled, tmp_path / "set")
     card = json.loads((folder / "card.json").read_text())
@@ -433,6 +433,9 @@ def test_kernels_learn_from_a_data_set(labelled, tmp_path, monkeypatch):
     assert card["data_set_networks"] == train
     assert card["train_measurements"] == own["train_measurements"] + train
     assert "data_set_networks" not in own
+    # The store that labelled the set holds its networks, those of the test split, too: they count once, or not at all.
+    both = [*fit, "--store", str(labelled / "s.sqlite"), "--data-set", folder]
+    assert json.loads(run(app, both).stdout)["card"]["train_measurements"] == card["train_measurements"]
     with pytest.raises(UsageError, match="no labels of ort-f32-1t"):
         files.learning(labelled / "set", "ort-f32-1t")
     other = copy(labelled, tmp_path / "other")

@@ -100,12 +100,30 @@ def test_quiet_moments_of_a_slower_core_are_brought_to_one_speed():
     assert protocol.quiet_level_s([row([1.0] * 3)]) is None
 
 
-def test_rows_that_were_merged_with_unprobed_ones_are_corrected_still():
+def test_processes_that_were_not_probed_are_not_corrected():
     old = replace(row([1.0, 1.0], [0, 5], [1e-3] * 2), protocol=protocol.LOWEST)
-    new = replace(old, process_probe_s=(7e-5, 7e-5), process_started=(100.0, 105.0))
+    new = replace(old, process_probe_s=(14e-5, 14e-5), process_started=(100.0, 105.0), process_latency_s=(2.0, 2.0), latency_s=2.0)
     (merged,) = protocol.merge([old, new])
     assert len(merged.process_probe_s) == len(merged.process_started) == 4
-    assert protocol.correct_drift([merged])[0].latency_s == pytest.approx(1.0)
+    told = protocol.correct_drift([merged], 7e-5)[0].process_latency_s
+    assert told == pytest.approx([1.0, 1.0, *[2 * 2**-protocol.PROBE_POWER] * 2])
+
+
+def test_protocols_never_mix():
+    usual = row([1.3, 1.3, 1.3], [0, 1, 2], [1e-3] * 3)
+    quiet = replace(row([1.0, 1.0], [0, 5], [1e-3] * 2), protocol=protocol.LOWEST)
+    for rows in ([usual, quiet], [quiet, usual]):
+        assert {m.protocol: m.latency_s for m in protocol.merge(rows)} == {protocol.PROTOCOL: 1.3, protocol.LOWEST: 1.0}
+
+
+def test_times_of_processes_are_those_of_their_figures():
+    """A process that tells memory alone has no figure, and no time of one."""
+    runs = [
+        (Run((1.0,) * 3, environment={"started": 1.0, "probe_s": 7e-5}), "", 1.0),
+        (Run((), peak_memory_bytes=5, environment={"started": 2.0, "probe_s": 8e-5}), "", 1.0),
+    ]
+    m = protocol.judge("g", "n", TARGET, runs, rule=protocol.LOWEST)
+    assert (m.process_started, m.process_probe_s, len(m.process_latency_s)) == ((1.0,), (7e-5,), 1)
 
 
 def test_kernel_times_are_medians_over_processes():

@@ -147,7 +147,7 @@ def measure_plan(store: Store, plan: Plan, tell: Tell, scheduler: str | None = N
         # All is measured. Rows that the machine's other work spoilt are made again, the rest stands.
         rows = _rows(store, plan)
         if sum(m.verdict == "unstable" for m in rows) > 0.3 * len(rows):
-            store.reopen(plan.campaign, plan.target.name, ("unstable",))
+            store.reopen(plan.campaign, plan.target.name, ("unstable",), plan.rule)
 
     def report(p: Progress) -> None:
         share = max(p.elapsed_s / budget, (p.done + p.failed) / max(p.total, 1))
@@ -306,7 +306,7 @@ def measure_models(
     what = "".join([target.name, settings.rule, str(processes), *sorted(keys)])
     campaign = "measure-" + hashlib.sha256(what.encode()).hexdigest()[:12]
     if not {"pending", "leased"} & set(store.counts(campaign)):
-        store.reopen(campaign, target.name, ("unstable", "failed"))
+        store.reopen(campaign, target.name, ("unstable", "failed"), settings.rule)
     # Networks of one search space are one family.
     enqueue(store, campaign, [(n, n.partition("/")[0], "user", d) for n, d in models], processes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,7 @@ def fit(
     from foretell import api
     from foretell import build as journey
     from foretell.errors import FitError
+    from foretell.graph.canonical import canonical_hash
     from foretell.report import sheets, tables
     from foretell.report.progress import ProgressLine
 
@@ -328,14 +330,18 @@ def fit(
     if folder is not None:
         from foretell.datasets import files
 
-        more, of_set, level = files.learning(folder, name)
+        more, of_set, level, known = files.learning(folder, name)
     train, test, graphs = _measured(stores, name, level)
+    if more:  # the store may be the one that labelled the data set
+        train = [m for m in train if canonical_hash(graphs[m.graph])[:16] not in known]
     if not train:
         raise FitError(f"the store holds no generated benchmark of {name}", try_="foretell build")
-    for what in ("runtime", "cpu") if more else ():
-        theirs, ours = (str(m.environment.get(what, "")) for m in (more[0], train[0]))
-        if theirs and ours and theirs != ours:
-            raise UsageError(f"its labels are of {theirs}, the store's rows of {ours}: they do not mix", where=str(folder))
+    for what in ("protocol", "runtime", "cpu") if more else ():
+        theirs, ours = ({str(m.environment.get(what) or getattr(m, what, "")) for m in part} - {""} for part in (more, train))
+        if theirs and ours - theirs:
+            told = f"its labels are of {', '.join(sorted(theirs))}, the store's rows of {', '.join(sorted(ours))}"
+            way = "foretell build --patient" if what == "protocol" else ""
+            raise UsageError(f"{told}: they do not mix", where=str(folder), try_=way)
     with ProgressLine("fitting", quiet=quiet) as line:
         built = journey.fit_and_judge(
             train[0].target, train + more, test, graphs | of_set, lambda stage, share, left, text: line.update(share, left, text)
@@ -365,7 +371,10 @@ def _measured(
         part = [m for m in store.measurements(target) if m.verdict != "failed"]
         rows += part
         graphs.update(journey.graphs_of(store, part))
-    rows = protocol.merge(protocol.correct_drift(rows, level))
+    # Rows of different protocols never mix: those by which most benchmarks were measured count.
+    by_rule = Counter(m.protocol for m in rows if m.source == "generated") or Counter(m.protocol for m in rows)
+    rule = by_rule.most_common(1)[0][0] if by_rule else ""
+    rows = protocol.merge(protocol.correct_drift([m for m in rows if m.protocol == rule], level))
     train = [m for m in rows if m.source == "generated"]
     test = [m for m in rows if m.source != "generated"]
     return train, test, graphs

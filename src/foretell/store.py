@@ -230,18 +230,19 @@ class Store:
                 (campaign, owner()),
             )
 
-    def reopen(self, campaign: str, target: str, verdicts: Sequence[str], *, keep: bool = False) -> int:
-        """Let a campaign's measurements of these verdicts be made again; returns how many. ``keep``: until then they stay."""
+    def reopen(self, campaign: str, target: str, verdicts: Sequence[str], protocol: str, *, keep: bool = False) -> int:
+        """Let a campaign's measurements of these verdicts under a protocol be made again; returns how many. Those of the same
+        graphs under another protocol are another campaign's. ``keep``: until then they stay."""
         marks = ", ".join("?" * len(verdicts))
         chosen = (
             "SELECT m.graph FROM measurements m JOIN jobs j ON j.graph = m.graph "
-            f"WHERE j.campaign = ? AND m.target = ? AND m.verdict IN ({marks})"
+            f"WHERE j.campaign = ? AND m.target = ? AND m.protocol = ? AND m.verdict IN ({marks})"
         )
         with self._transaction() as db:
-            graphs = [g for (g,) in db.execute(chosen, (campaign, target, *verdicts)).fetchall()]
+            graphs = [g for (g,) in db.execute(chosen, (campaign, target, protocol, *verdicts)).fetchall()]
             for graph in graphs:
                 for table in ("runs",) if keep else ("measurements", "runs"):
-                    db.execute(f"DELETE FROM {table} WHERE graph = ? AND target = ?", (graph, target))
+                    db.execute(f"DELETE FROM {table} WHERE graph = ? AND target = ? AND protocol = ?", (graph, target, protocol))
                 db.execute(
                     "UPDATE jobs SET state = 'pending', attempts = 0 WHERE campaign = ? AND graph = ?",
                     (campaign, graph),

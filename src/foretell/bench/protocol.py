@@ -98,7 +98,8 @@ def judge(
             graph, name, family, source, target, rule, "failed", None, device_seconds=seconds,
             error=(errors or ["no run"])[0], estimate=estimate,
         )  # fmt: skip
-    latencies = tuple(process_latency_s(r) for r in good if r.samples_s)
+    timed = [r for r in good if r.samples_s]
+    latencies = tuple(process_latency_s(r) for r in timed)
     gap = apart(latencies, rule)
     denormal = max((float(r.environment.get("denormal_share", 0.0)) for r in good), default=0.0)
     problem = ""
@@ -121,9 +122,9 @@ def judge(
         verdict="unstable" if problem else "ok",
         latency_s=figure_of(latencies, rule) if latencies else None,
         process_latency_s=latencies,
-        process_started=tuple(float(r.environment.get("started", 0.0)) for r in good),
-        process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in good),
-        process_probe_s=tuple(float(r.environment.get("probe_s", 0.0)) for r in good),
+        process_started=tuple(float(r.environment.get("started", 0.0)) for r in timed or good),
+        process_reference_s=tuple(float(r.environment.get("reference_s", 0.0)) for r in timed or good),
+        process_probe_s=tuple(float(r.environment.get("probe_s", 0.0)) for r in timed or good),
         peak_memory_bytes=max(peaks) if peaks else None,
         energy_j=float(np.median(energies)) if energies else None,
         noise=gap / 2 if latencies else None,
@@ -195,7 +196,7 @@ def _probes(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
     """When quiet moments were probed, and what a probe took."""
     return sorted(
         {(t, p) for m in measurements if m.protocol == LOWEST and m.process_probe_s
-         for t, p in zip(m.process_started, m.process_probe_s, strict=True) if p > 0}
+         for t, p in zip(m.process_started, m.process_probe_s, strict=False) if p > 0}
     )
 
 
@@ -205,7 +206,7 @@ class _Drift:
     def __init__(self, points: Sequence[tuple[float, float]], window_s: float, power: float, usual: float | None) -> None:
         self.times, self.figures = np.array(points).T
         self.window_s, self.power = window_s, power
-        self.usual = float(np.median(self.figures)) if usual is None else usual
+        self.usual = usual or float(np.median(self.figures))
 
     def at(self, t: float) -> float:
         """The factor at a time."""
@@ -217,7 +218,9 @@ class _Drift:
 
     def without(self, m: Measurement) -> Measurement:
         """A row without it."""
-        factors = np.array([self.at(t) for t in m.process_started])
+        probed = m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
+        # Where a process did not look, what others met at other times tells nothing of it.
+        factors = np.array([self.at(t) if p > 0 else 1.0 for t, p in zip(m.process_started, probed, strict=True)])
         latencies = np.array(m.process_latency_s) / factors
         factor = float(np.median(factors))
         return replace(
@@ -230,13 +233,13 @@ class _Drift:
 
 
 def merge(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """One row a graph where several were made at different times: the processes of all of them count.
+    """One row a graph and protocol where several were made at different times: the processes of all of them count.
 
     Correct the drift first. Kernel times are taken from the first row that is ok, scaled to the merged figure.
     """
-    rows: dict[tuple[str, str], list[Measurement]] = {}
+    rows: dict[tuple[str, str, str], list[Measurement]] = {}
     for m in measurements:
-        rows.setdefault((m.graph, m.target.name), []).append(m)
+        rows.setdefault((m.graph, m.target.name, m.protocol), []).append(m)
     out = []
     for group in rows.values():
         good = [m for m in group if m.verdict == "ok" and m.latency_s]

@@ -205,10 +205,10 @@ def build(
         backend.version()
         chosen.append((target, _settings(backend, target, workers)))
     store = Store(path)
-    for target, _ in chosen if again else ():
+    for target, settings in chosen if again else ():
         campaign = campaign_of(target.name)
         if not {"pending", "leased"} & set(store.counts(campaign)):  # otherwise it goes on where it stopped
-            store.reopen(campaign, target.name, ("unstable",), keep=True)
+            store.reopen(campaign, target.name, ("unstable",), settings.rule, keep=True)
     start = time.monotonic()
     before = _finished(store, chosen)
 

@@ -174,7 +174,7 @@ def rows(
                 about[t][1][LEVEL] = float(level)
                 if not 0 < about[t][1][LEVEL] < 1:
                     raise ValueError(LEVEL)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise FormatError(f"its card does not tell of {t}", where=str(folder / parquet.CARD)) from None
     by_network: dict[int, list[int]] = defaultdict(list)
     for i, label in enumerate(data.labels):
@@ -197,12 +197,13 @@ def rows(
         yield found
 
 
-def learning(folder: Path, target: str) -> tuple[list[Measurement], dict[str, Graph], float | None]:
+def learning(folder: Path, target: str) -> tuple[list[Measurement], dict[str, Graph], float | None, set[str]]:
     """What a predictor of ``target`` may learn from a data set: the rows of the split ``train`` with their kernels, the graphs by
-    hash, and the level of its figures (:func:`foretell.bench.protocol.correct_drift`).
+    hash, the level of its figures (:func:`foretell.bench.protocol.correct_drift`), and the hashes (first 16 digits) of all its
+    networks, those that it must not learn from included.
 
     Raises:
-        UsageError: it has no labels of the target; as :func:`rows`, too.
+        UsageError: it has no labels of the target, or no kernels; as :func:`rows`, too.
     """
     data = parquet.read(folder)
     if target not in data.targets:
@@ -211,12 +212,13 @@ def learning(folder: Path, target: str) -> tuple[list[Measurement], dict[str, Gr
     found: list[Measurement] = []
     graphs: dict[str, Graph] = {}
     for n, own in zip(data.networks, rows(folder, data, [target]), strict=True):
-        good = [m for m in own if m.verdict == "ok"] if n.split == "train" else []
+        good = [m for m in own if m.verdict == "ok" and m.kernels and m.latency_s] if n.split == "train" else []
         if good:
             graphs[n.drawn.hash] = n.drawn.spec.graph(n.drawn.name)
             found += good
-    level = found[0].environment.get(LEVEL) if found else None
-    return found, graphs, level
+    if not found:
+        raise UsageError(f"it has no kernels of {target} to learn from", where=str(folder), try_="one with kernels.parquet")
+    return found, graphs, found[0].environment.get(LEVEL), {n.drawn.hash for n in data.networks}
 
 
 def _label(m: Measurement, place: int) -> parquet.Label:

@@ -98,6 +98,8 @@ def from_table(found: pyarrow.Table, sizes: Sequence[int], where: str) -> Kernel
         columns: Mapping[str, Any] = {name: found.column(name).combine_chunks() for name in found.column_names}
         label = np.asarray(columns["label"].to_numpy(zero_copy_only=False), np.int64)
         lists = columns["nodes"]
+        if lists.null_count:
+            raise ValueError("nodes are missing")
         lengths = np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False), np.int64)
         nodes = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.int64)
         op_types, op_type = _words(columns["op_type"])

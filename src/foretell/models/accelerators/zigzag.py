@@ -195,7 +195,9 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
     if not kind.macs or len(view.ins) < 2 or view.ins[0] is None or view.ins[1] is None or view.outs[0] is None:
         return None
     x, w, y = view.ins[0].shape, view.ins[1].shape, view.outs[0].shape
-    if kind.op.category == "conv" and len(w) == 4:
+    if kind.op.category == "conv":
+        if len(w) != 4:
+            return None
         group = int(view.attr("group", 1) or 1)
         sy, sx = view.attr("strides") or (1, 1)
         dy, dx = view.attr("dilations") or (1, 1)
@@ -205,6 +207,8 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
         }  # fmt: skip
     if len(x) < 2 or len(w) < 2 or not y:
         return None
+    if len(w) > 2 and (view.ins[1].const or x[:-2] != w[:-2]):
+        return None  # nor has ZigZag a price for it
     rows = math.prod(y[:-1])
     # Two computed operands, as in attention, are a product of its own for each head.
     heads = math.prod(x[:-2]) if not view.ins[1].const and len(x) == len(w) else 1
