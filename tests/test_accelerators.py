@@ -7,7 +7,6 @@ import pytest
 
 from foretell import api, backends
 from foretell.backends.contract import RunOptions
-from foretell.backends.zigzag import priced
 from foretell.formats.onnx_write import write_onnx
 from foretell.generate.builder import Builder
 from foretell.graph.ir import Graph
@@ -17,7 +16,7 @@ from foretell.models.accelerators.ethos_u85_cost import NPUS as NPUS_U85
 from foretell.models.accelerators.zigzag import HARDWARE
 from foretell.models.table import lower_measured
 from foretell.predictor.stack import Predictor
-from foretell.records import ExecutedKernel, Measurement, Run, Target
+from foretell.records import Measurement, Run, Target
 
 
 def _measured(run: Run, target: Target, graph: str) -> Measurement:
@@ -82,23 +81,6 @@ def test_zigzag_prices_attention_and_wide_kernels_as_its_tool(device: str, tmp_p
         priced = form.price(api.read_model(data), lower_measured(api.read_model(data), _measured(run, target, "g")))
         np.testing.assert_allclose(priced.seconds, [k.latency_s for k in run.kernels], rtol=0.05)
         np.testing.assert_allclose(priced.joules, [k.energy_j for k in run.kernels], rtol=tolerance)
-
-
-def test_zigzag_has_no_price_for_what_its_tool_has_none() -> None:
-    """Products whose heads are spread over each other, constants of three axes, convolutions along one axis."""
-    form = closed_form(backends.resolve("zigzag-tpu_like")[1])
-    assert form is not None
-    for make in (
-        lambda b: b.op("MatMul", [b.input((4, 8, 16)), b.input((1, 16, 8))]),
-        lambda b: b.op("MatMul", [b.input((4, 8, 16)), b.weight(4, 16, 8)]),
-    ):
-        b = Builder("odd", bias=False)
-        b.output(make(b))
-        graph = b.graph()
-        assert not priced(graph.kinds[0])
-        kernel = ExecutedKernel("MatMul", (0,), "", "", 1.0)
-        m = Measurement("g", "g", "f", "generated", Target("t", "zigzag"), "p", "ok", 1.0, kernels=(kernel,))
-        assert form.price(graph, lower_measured(graph, m)).seconds[0] < 1e-8
 
 
 @pytest.mark.parametrize("device", ["zigzag-tpu_like", "zigzag-edge_tpu_like"])

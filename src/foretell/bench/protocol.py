@@ -217,7 +217,7 @@ class _Drift:
         return math.pow(float(np.median(near)) / self.usual, self.power)
 
     def without(self, m: Measurement) -> Measurement:
-        """A row without it."""
+        """A row without it. What its processes differ by stays as its verdict saw it."""
         probed = m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
         # Where a process did not look, what others met at other times tells nothing of it.
         factors = np.array([self.at(t) if p > 0 else 1.0 for t, p in zip(m.process_started, probed, strict=True)])
@@ -227,7 +227,6 @@ class _Drift:
             m,
             latency_s=figure_of(latencies.tolist(), m.protocol),
             process_latency_s=tuple(float(v) for v in latencies),
-            noise=apart(latencies.tolist(), m.protocol) / 2 if m.protocol == LOWEST else m.noise,
             kernels=tuple(replace(k, latency_s=k.latency_s / factor) for k in m.kernels),
         )
 

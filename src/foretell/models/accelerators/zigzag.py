@@ -195,9 +195,7 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
     if not kind.macs or len(view.ins) < 2 or view.ins[0] is None or view.ins[1] is None or view.outs[0] is None:
         return None
     x, w, y = view.ins[0].shape, view.ins[1].shape, view.outs[0].shape
-    if kind.op.category == "conv":
-        if len(w) != 4:
-            return None
+    if kind.op.category == "conv" and len(w) == 4:
         group = int(view.attr("group", 1) or 1)
         sy, sx = view.attr("strides") or (1, 1)
         dy, dx = view.attr("dilations") or (1, 1)
@@ -207,11 +205,10 @@ def _loops(kind: NodeKind) -> dict[str, int] | None:
         }  # fmt: skip
     if len(x) < 2 or len(w) < 2 or not y:
         return None
-    if len(w) > 2 and (view.ins[1].const or x[:-2] != w[:-2]):
-        return None  # nor has ZigZag a price for it
     rows = math.prod(y[:-1])
-    # Two computed operands, as in attention, are a product of its own for each head.
-    heads = math.prod(x[:-2]) if not view.ins[1].const and len(x) == len(w) else 1
+    # Two computed operands, as in attention, are a product of its own for each head. (ZigZag has no price for heads that are
+    # spread over each other; they are taken for one here, rather than for nothing.)
+    heads = math.prod(x[:-2]) if not view.ins[1].const and x[:-2] == w[:-2] else 1
     # A matrix has no image axes to spread over an array that has them: rows run one after the other.
     return {
         "B": rows // max(1, heads), "K": y[-1], "C": x[0] if view.attr("transA", 0) else x[-1], "G": heads, "OX": 1, "OY": 1,
