@@ -285,7 +285,7 @@ def test_energy_and_the_front(accelerators, zoo):
     assert least.energy_j <= min(p.energy_j for p in front.alone)
 
 
-def test_what_a_target_cannot_run_goes_elsewhere():
+def test_what_a_target_cannot_run_goes_elsewhere(zoo):
     b = Builder("decoder", bias=False)
     x = b.conv(b.conv(b.input((1, 16, 28, 28)), 64, 3), 96, 3, act="relu")
     x = b.op("ConvTranspose", [x, b.weight(96, 64, 2, 2)], kernel_shape=(2, 2), strides=(2, 2))
@@ -297,6 +297,7 @@ def test_what_a_target_cannot_run_goes_elsewhere():
     there = {n for s in found.best[0].segments if s.target == "zigzag-tpu_like" for n in s.nodes}
     barred = node_costs(g, pair[0]).barred
     assert barred
+    assert not node_costs(zoo["vit_tiny_patch16_224"], pair[0]).barred  # it has one for attention
     assert not there.intersection(g.nodes[i].name for i in barred)
     assert [a.segments[0].target for a in found.alone] == ["ort-f32-1t"]
     assert any("costs nothing" in w for w in found.warnings)

@@ -158,7 +158,7 @@ def _merge(runs: Sequence[tuple[ExecutedKernel, ...]]) -> tuple[ExecutedKernel, 
 def quiet_level_s(measurements: Sequence[Measurement]) -> float | None:
     """What a probe usually took while rows of :data:`LOWEST` were measured: the level to which :func:`correct_drift` brings
     them. None without such rows."""
-    points = _probes(measurements)
+    points = _points(measurements, LOWEST)
     return float(np.median([p for _, p in points])) if points else None
 
 
@@ -172,32 +172,26 @@ def correct_drift(measurements: Sequence[Measurement], quiet_s: float | None = N
     Args:
         quiet_s: the level of rows of :data:`LOWEST`: what a probe takes there; by default :func:`quiet_level_s`.
     """
-    references = _references(measurements)
+    references = _points(measurements, PROTOCOL)
     drift = {PROTOCOL: _Drift(references, DRIFT_WINDOW_S, 1.0, None) if len(references) >= 2 * DRIFT_NEAREST else None}
-    if probes := _probes(measurements):
+    if probes := _points(measurements, LOWEST):
         drift[LOWEST] = _Drift(probes, PROBE_WINDOW_S, PROBE_POWER, quiet_s)
     out = []
     for m in measurements:
         told = drift.get(m.protocol)
-        seen = m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
-        out.append(m if told is None or m.latency_s is None or not any(seen) else told.without(m))
+        out.append(m if told is None or m.latency_s is None or not any(_seen(m)) else told.without(m))
     return out
 
 
-def _references(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
-    """When reference networks ran, and what they took."""
-    return sorted(
-        {(t, r) for m in measurements if m.protocol != LOWEST
-         for t, r in zip(m.process_started, m.process_reference_s, strict=True) if r > 0}
-    )
+def _seen(m: Measurement) -> tuple[float, ...]:
+    """What shows the machine's speed in each process of a row: the reference network or, in quiet moments, the probe."""
+    return m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
 
 
-def _probes(measurements: Sequence[Measurement]) -> list[tuple[float, float]]:
-    """When quiet moments were probed, and what a probe took."""
-    return sorted(
-        {(t, p) for m in measurements if m.protocol == LOWEST and m.process_probe_s
-         for t, p in zip(m.process_started, m.process_probe_s, strict=False) if p > 0}
-    )
+def _points(measurements: Sequence[Measurement], rule: str) -> list[tuple[float, float]]:
+    """When processes of a protocol looked at the machine's speed, and what they saw."""
+    rows = [m for m in measurements if (m.protocol == LOWEST) == (rule == LOWEST)]
+    return sorted({(t, v) for m in rows for t, v in zip(m.process_started, _seen(m), strict=False) if v > 0})
 
 
 class _Drift:
@@ -218,9 +212,8 @@ class _Drift:
 
     def without(self, m: Measurement) -> Measurement:
         """A row without it. What its processes differ by stays as its verdict saw it."""
-        probed = m.process_probe_s if m.protocol == LOWEST else m.process_reference_s
         # Where a process did not look, what others met at other times tells nothing of it.
-        factors = np.array([self.at(t) if p > 0 else 1.0 for t, p in zip(m.process_started, probed, strict=True)])
+        factors = np.array([self.at(t) if p > 0 else 1.0 for t, p in zip(m.process_started, _seen(m), strict=True)])
         latencies = np.array(m.process_latency_s) / factors
         factor = float(np.median(factors))
         return replace(
